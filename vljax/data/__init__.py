@@ -1,0 +1,1 @@
+"""Sources of examples: random-access sequences of dicts of numpy arrays, and what judges them."""

@@ -1,0 +1,375 @@
+"""Random-access sequences of pictures, read from the formats data sets are published in.
+
+A *source* has a length and gives example `i` as a dict with `"image"` (uint8 RGB [h, w, 3]) and
+a name: `"path"` or `"key"`. Reading is a pure function of the index. Sources pickle to a few
+bytes per example or less, so that worker processes can take them; files and databases are
+opened lazily, once in each process.
+
+An example that cannot be read raises `CorruptExampleError`, whose message names the file and the
+index. What happens then is the pipeline's choice (`on_corrupt` of `vljax.data.pipeline.batches`).
+"""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import lmdb
+import numpy as np
+
+from vljax.data.images import decode_image
+from vljax.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A random-access sequence of examples.
+
+    A source may also have `fingerprint`, a short string that changes when its examples or their
+    order change; a resumed run is then checked against it.
+    """
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """Example `index`, `0 <= index < len(self)`."""
+        ...
+
+
+class CorruptExampleError(UserError):
+    """One example cannot be read; the message names its file and index."""
+
+
+def _decode(data: bytes, index: int, where: str) -> np.ndarray:
+    try:
+        return decode_image(data)
+    except ValueError as error:
+        raise _corrupt(index, where, error) from error
+
+
+def _corrupt(index: int, where: str, error: Exception) -> CorruptExampleError:
+    reason = " ".join(str(error).split())
+    return CorruptExampleError(
+        f"example {index} cannot be read: {where}: {reason}; replace or remove it, "
+        "or set on_corrupt to 'skip'"
+    )
+
+
+def _printable(path: str | os.PathLike[str]) -> str:
+    """A path that any terminal or log can encode, undecodable bytes shown as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _check_index(index: int, length: int) -> None:
+    if not 0 <= index < length:
+        raise IndexError(f"index {index} is outside a source of {length} examples")
+
+
+class ImageFolder:
+    """Every PNG, JPEG and WebP file under a folder, in the order of their relative paths.
+
+    Subfolders and symbolic links are followed; other files, hidden files and hidden folders are
+    ignored. FFHQ is read as distributed (`images1024x1024/00000/00000.png`): if the folder holds
+    `images1024x1024`, only that is read, not the thumbnails or originals beside it.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: The folder is missing, is not a folder, or holds no such image.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        root = Path(path).expanduser()
+        if not root.exists():
+            raise UserError(f"image folder {_printable(root)} does not exist; check the path")
+        if not root.is_dir():
+            raise UserError(
+                f"image folder {_printable(root)} is a file; give a folder (unpack archives first)"
+            )
+        if (root / "images1024x1024").is_dir():
+            root = root / "images1024x1024"
+        self.root = str(root)
+        self.paths = tuple(sorted(_image_files(self.root)))
+        if not self.paths:
+            raise UserError(
+                f"image folder {_printable(root)} holds no {', '.join(IMAGE_SUFFIXES)} file; "
+                "check the path"
+            )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all relative paths, in order."""
+        names = b"\0".join(os.fsencode(path) for path in self.paths)
+        return hashlib.sha256(names).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        _check_index(index, len(self.paths))
+        path = os.path.join(self.root, self.paths[index])
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise _corrupt(index, _printable(path), error) from error
+        return {"image": _decode(data, index, _printable(path)), "path": self.paths[index]}
+
+
+def _image_files(root: str) -> list[str]:
+    """Relative paths, with forward slashes, of the image files under `root`."""
+    found = []
+    pending = [("", frozenset({os.path.realpath(root)}))]
+    while pending:
+        folder, above = pending.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                relative = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    # A link to a folder above itself would be followed for ever.
+                    real = os.path.realpath(entry.path)
+                    if real not in above:
+                        pending.append((relative, above | {real}))
+                elif entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
+                    found.append(relative)
+    return found
+
+
+class Lsun:
+    """An LSUN category: the LMDB folder of encoded images, as distributed.
+
+    The database gives access by key only, so the sorted key list is the index. Listing the three
+    million keys of `bedroom_train_lmdb` walks the whole tree (seconds on a warm disk, a minute or
+    more on a cold spinning one), hence it is kept as a memory-mapped file that all processes
+    share: beside the database if that is writable, else under `$XDG_CACHE_HOME/vljax` (by default
+    `~/.cache/vljax`), else in memory. A list that does not fit the database is made anew.
+
+    Args:
+        path: The folder holding `data.mdb`, for instance `bedroom_train_lmdb`.
+        cache: Whether to read and write the key list on disk.
+
+    Raises:
+        UserError: The folder is missing, is no LMDB, is truncated, or is empty.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, cache: bool = True):
+        self.path = os.path.realpath(Path(path).expanduser())
+        _check_lmdb(self.path)
+        self._cached = ""
+        self._keys: np.ndarray | None = None
+        places = _key_list_places(self.path) if cache else []
+        for place in places:
+            keys = _load_keys(place, self.path)
+            if keys is not None:
+                self._cached, self._keys = place, keys
+                return
+        self._keys = _list_keys(self.path)
+        for place in places:
+            if _save_keys(place, self._keys):
+                self._cached = place
+                return
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of a thousand keys spread over the list, and their number."""
+        keys = self._key_list()
+        spread = np.linspace(0, len(keys) - 1, num=min(len(keys), 1000)).astype(int)
+        return hashlib.sha256(keys[spread].tobytes() + b"%d" % len(keys)).hexdigest()[:16]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self._cached:
+            state["_keys"] = None
+        return state
+
+    def _key_list(self) -> np.ndarray:
+        if self._keys is None:
+            self._keys = _load_keys(self._cached, self.path)
+            if self._keys is None:  # The cache went away after this source was pickled.
+                self._keys = _list_keys(self.path)
+        return self._keys
+
+    def __len__(self) -> int:
+        return len(self._key_list())
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        _check_index(index, len(self))
+        length, padded = self._key_list()[index]
+        key = padded.tobytes()[:length]
+        name = key.decode("utf-8", "backslashreplace")
+        where = f"{_printable(self.path)} key {name}"
+        try:
+            with _environment(self.path, os.getpid()).begin() as transaction:
+                data = transaction.get(key)
+        except lmdb.Error as error:
+            raise _corrupt(index, where, error) from error
+        if data is None:
+            raise _corrupt(index, where, KeyError("no such key"))
+        return {"image": _decode(data, index, where), "key": name}
+
+
+@functools.cache
+def _environment(path: str, process: int) -> lmdb.Environment:
+    """The process's one handle on a database: LMDB forbids a second, and one across a fork."""
+    del process
+    return lmdb.open(path, readonly=True, lock=False, readahead=False, create=False)
+
+
+def _check_lmdb(path: str) -> None:
+    shown = _printable(path)
+    if not os.path.isdir(path):
+        raise UserError(f"LSUN database {shown} is not a folder; give the unpacked *_lmdb folder")
+    if not os.path.isfile(os.path.join(path, "data.mdb")):
+        inside = sorted(p.parent.name for p in Path(path).glob("*/data.mdb"))
+        remedy = f"choose one of {', '.join(inside)} in it" if inside else "check the path"
+        raise UserError(f"LSUN database {shown} holds no data.mdb; {remedy}")
+    try:
+        environment = _environment(path, os.getpid())
+        # LMDB maps the file: touching a page beyond a truncated end would kill the process.
+        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        entries = environment.stat()["entries"]
+    except (lmdb.Error, OSError) as error:
+        raise UserError(
+            f"LSUN database {shown} cannot be opened ({' '.join(str(error).split())}); "
+            "unpack or download it again"
+        ) from error
+    size = os.path.getsize(os.path.join(path, "data.mdb"))
+    if size < needed:
+        raise UserError(
+            f"LSUN database {shown} is truncated ({size} of {needed} bytes); "
+            "unpack or download it again"
+        )
+    if not entries:
+        raise UserError(f"LSUN database {shown} is empty; unpack or download it again")
+
+
+def _list_keys(path: str) -> np.ndarray:
+    """All keys in LMDB's (byte) order, as records of their length and zero-padded bytes."""
+    with _environment(path, os.getpid()).begin() as transaction:
+        keys = list(transaction.cursor().iternext(keys=True, values=False))
+    width = max(map(len, keys))
+    records = np.zeros(len(keys), dtype=[("length", "<u2"), ("key", f"V{width}")])
+    records["length"] = [len(key) for key in keys]
+    records["key"] = np.frombuffer(b"".join(k.ljust(width, b"\0") for k in keys), f"V{width}")
+    return records
+
+
+def _key_list_places(path: str) -> list[str]:
+    """Where the key list may lie; the name changes with the database."""
+    status = os.stat(os.path.join(path, "data.mdb"))
+    identity = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+    name = f"vljax-keys-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]}.npy"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return [os.path.join(path, name), os.path.join(cache, "vljax", name)]
+
+
+def _load_keys(place: str, path: str) -> np.ndarray | None:
+    try:
+        keys = np.load(place, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    entries = _environment(path, os.getpid()).stat()["entries"]
+    return keys if keys.dtype.names == ("length", "key") and len(keys) == entries else None
+
+
+def _save_keys(place: str, keys: np.ndarray) -> bool:
+    temporary = f"{place}.{os.getpid()}.tmp"
+    try:
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(temporary, "wb") as file:
+            np.save(file, keys, allow_pickle=False)
+        os.replace(temporary, place)
+    except OSError:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        return False
+    return True
+
+
+class Tfds:
+    """A data set that TensorFlow Datasets has prepared in a random-access format.
+
+    Only `tfds.data_source` is used: TensorFlow is not imported and nothing is downloaded. Images
+    are decoded by `vljax.data.images`, whatever their number of channels; further features
+    (labels, text) come as tensorflow-datasets gives them.
+
+    Args:
+        name: Name, or `name/config:version`, of the data set.
+        data_dir: Folder it was prepared in; by default tensorflow-datasets' own.
+        split: For instance `"train"` or `"train[:90%]"`.
+
+    Raises:
+        UserError: No such data set or split, not prepared, in a format without random access, or
+            without exactly one image feature (`"image"` is taken if there are several).
+    """
+
+    def __init__(
+        self, name: str, data_dir: str | os.PathLike[str] | None = None, split: str = "train"
+    ):
+        import tensorflow_datasets as tfds  # a second's import that other sources need not pay
+
+        what = f"tfds data set '{name}' (split '{split}', data_dir {data_dir})"
+        remedy = (
+            "prepare it with `tfds build "
+            f"{name.split('/')[0].split(':')[0]} --file_format=array_record --data_dir=…`"
+        )
+        if data_dir is not None and not os.path.isdir(data_dir):
+            raise UserError(f"{what}: the data_dir does not exist; check the path or {remedy}")
+        try:
+            builder = tfds.builder(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError as error:
+            raise UserError(f"{what} is unknown; check the name's spelling, or {remedy}") from error
+        if not builder.is_prepared():
+            raise UserError(f"{what} is not prepared there; {remedy}")
+        if split.split("[")[0] not in {*builder.info.splits, "all"}:
+            splits = ", ".join(sorted(builder.info.splits))
+            raise UserError(f"{what} has no such split; choose one of {splits}")
+        self.image_feature = _image_feature(builder.info.features, what)
+        try:
+            self._examples = builder.as_data_source(
+                split=split, decoders={self.image_feature: tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError as error:
+            raise UserError(
+                f"{what} was prepared as {builder.info.file_format.value}, which has no random "
+                f"access; {remedy}"
+            ) from error
+        except ValueError as error:
+            raise UserError(f"{what}: {' '.join(str(error).split())}; correct the split") from error
+        if not len(self._examples):
+            raise UserError(f"{what} is empty; choose another split")
+        self.fingerprint = hashlib.sha256(
+            f"{builder.info.full_name} {split} {len(self._examples)}".encode()
+        ).hexdigest()[:16]
+        self._where = f"{builder.info.full_name} {split}"
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        _check_index(index, len(self))
+        key = f"{self._where} record {index}"
+        try:
+            example = dict(self._examples[index])
+        except Exception as error:  # array_record and protobuf report damage in many ways.
+            raise _corrupt(index, key, error) from error
+        image = _decode(example.pop(self.image_feature), index, key)
+        return {**example, "image": image, "key": key}
+
+
+def _image_feature(features: Any, what: str) -> str:
+    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    if "image" in images or len(images) == 1:
+        return "image" if "image" in images else images[0]
+    found = ", ".join(images) or "none"
+    raise UserError(
+        f"{what} needs one image feature or one named 'image', has {found}; use another"
+    )

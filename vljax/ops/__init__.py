@@ -1,0 +1,1 @@
+"""Numerics without parameters: attention, convolution, assignment, transport, permanents."""

@@ -1,0 +1,5 @@
+"""Diffusion as functions of a denoiser: schedules, the process, losses, likelihood, samplers.
+
+Read `schedules`, `process`, then what you need: `losses` and `timesteps` train, `likelihood`
+judges, `samplers` generate and invert, `progress` shows where a running sampler is.
+"""

@@ -1,0 +1,127 @@
+"""Training losses of a denoiser: L_simple, L_vlb, and their hybrid.
+
+Each calls the denoiser once and returns the loss of every example, unweighted and unreduced, so
+that a timestep sampler can weight it, with the terms it is made of.
+
+Sources: Ho et al., DDPM, eq. 14 (simple); Nichol & Dhariwal, Improved DDPM, eq. 4 (vlb) and
+eq. 16 (hybrid).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from vljax.diffusion.likelihood import vlb_term
+from vljax.diffusion.process import (
+    Denoiser,
+    Process,
+    denoise,
+    interpret,
+    q_sample,
+    split_output,
+    training_target,
+)
+from vljax.errors import UserError
+
+LossName = Literal["simple", "vlb", "hybrid"]
+ExampleLosses = tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]
+
+VLB_WEIGHT = 1e-3
+"""λ of the hybrid loss (Improved DDPM, section 3.1)."""
+
+
+class Loss(Protocol):
+    """`(process, denoiser, x0, step, noise) -> (loss per example, its named terms)`."""
+
+    def __call__(
+        self,
+        process: Process,
+        denoiser: Denoiser,
+        x0: Float[Array, "b h w c"],
+        step: Int[Array, " b"],
+        noise: Float[Array, "b h w c"],
+        /,
+    ) -> ExampleLosses:
+        """Noise `x0` to `step` with `noise`, denoise, compare."""
+
+
+def simple_loss(
+    process: Process,
+    denoiser: Denoiser,
+    x0: Float[Array, "b h w c"],
+    step: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
+) -> ExampleLosses:
+    """Mean squared error of the prediction (noise, x_0 or v).
+
+    Variance channels, if the denoiser has them, receive no gradient from it.
+    """
+    x_t = q_sample(process.schedule, x0, step, noise)
+    prediction, _ = split_output(process, denoise(process, denoiser, x_t, step))
+    mse = _mean_squared(training_target(process, x0, noise, step) - prediction)
+    return mse, {"mse": mse}
+
+
+def vlb_loss(
+    process: Process,
+    denoiser: Denoiser,
+    x0: Float[Array, "b h w c"],
+    step: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
+) -> ExampleLosses:
+    """Number of steps × this step's term: unbiased for the bound less its constant prior term.
+
+    Bits per dimension. Trains mean and variance alike.
+    """
+    x_t = q_sample(process.schedule, x0, step, noise)
+    output = denoise(process, denoiser, x_t, step)
+    reverse = interpret(process, output, x_t, step)
+    vlb = len(process.schedule) * vlb_term(process, reverse, x0, x_t, step)
+    return vlb, {"vlb": vlb}
+
+
+def hybrid_loss(
+    process: Process,
+    denoiser: Denoiser,
+    x0: Float[Array, "b h w c"],
+    step: Int[Array, " b"],
+    noise: Float[Array, "b h w c"],
+) -> ExampleLosses:
+    """L_simple + 0.001·L_vlb; the bound trains the variance only, its mean is detached.
+
+    Raises:
+        UserError: If the process has no learned variance.
+    """
+    if process.variance != "learned_range":
+        raise UserError(
+            f"loss: 'hybrid' trains a learned variance, but variance is {process.variance!r};"
+            " use loss 'simple' or variance 'learned_range'."
+        )
+    x_t = q_sample(process.schedule, x0, step, noise)
+    output = denoise(process, denoiser, x_t, step)
+    prediction, fraction = jnp.split(output, 2, axis=-1)
+    mse = _mean_squared(training_target(process, x0, noise, step) - prediction)
+    detached = jnp.concatenate([lax.stop_gradient(prediction), fraction], axis=-1)
+    reverse = interpret(process, detached, x_t, step)
+    vlb = len(process.schedule) * vlb_term(process, reverse, x0, x_t, step)
+    return mse + VLB_WEIGHT * vlb, {"mse": mse, "vlb": vlb}
+
+
+def named_loss(name: LossName) -> Loss:
+    """Look up a loss by its name in a config.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+    losses: dict[str, Loss] = {"simple": simple_loss, "vlb": vlb_loss, "hybrid": hybrid_loss}
+    if name not in losses:
+        raise UserError(f"loss: {name!r} is unknown; use one of {', '.join(losses)}.")
+    return losses[name]
+
+
+def _mean_squared(error: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    return jnp.square(error).mean(axis=tuple(range(1, error.ndim)))

@@ -1,0 +1,1 @@
+"""Networks: NNX modules in tree mode, named as in the published checkpoints they can read."""

@@ -1,0 +1,398 @@
+"""The ADM U-Net: a denoiser of pictures.
+
+Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis* (2021), section 3. Parameter
+names are those of OpenAI's guided-diffusion checkpoints.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from vljax.errors import UserError
+from vljax.models.layers import (
+    Conv,
+    Embedding,
+    GroupNorm,
+    Linear,
+    apply,
+    dropout,
+    timestep_embedding,
+)
+from vljax.ops.attention import attention
+
+
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+    """Double height and width by repeating each pixel."""
+    b, h, w, c = x.shape
+    doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return doubled.reshape(b, 2 * h, 2 * w, c)
+
+
+def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    """Halve height and width by averaging 2×2 pixels."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+class Upsample(nnx.Module):
+    """Nearest-neighbour doubling, then a convolution where `use_conv`."""
+
+    def __init__(self, channels: int, use_conv: bool, *, rngs: nnx.Rngs) -> None:
+        self.conv = Conv(channels, channels, 3, rngs=rngs) if use_conv else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
+        x = upsample(x)
+        return x if self.conv is None else self.conv(x)
+
+
+class Downsample(nnx.Module):
+    """Halving by a convolution of stride 2 where `use_conv`, else by averaging."""
+
+    def __init__(self, channels: int, use_conv: bool, *, rngs: nnx.Rngs) -> None:
+        self.op = Conv(channels, channels, 3, stride=2, rngs=rngs) if use_conv else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+        return downsample(x) if self.op is None else self.op(x)
+
+
+class ResBlock(nnx.Module):
+    """A residual block that listens to the time embedding.
+
+    Args:
+        channels: Channels of the input.
+        out_channels: Channels of the output.
+        embedding: Length of the time embedding.
+        dropout_rate: Share of features dropped before the last convolution.
+        scale_shift_norm: The embedding scales and shifts the second norm, instead of being added
+            before it.
+        groups: Groups of the norms.
+        resample: A parameter-free `upsample` or `downsample` of both branches, or None.
+        rngs: Where the initial weights come from.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding: int,
+        *,
+        dropout_rate: float,
+        scale_shift_norm: bool,
+        groups: int,
+        resample: str | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.dropout_rate = dropout_rate
+        self.scale_shift_norm = scale_shift_norm
+        self.resample = {None: None, "up": upsample, "down": downsample}[resample]
+        # The lists hold functions beside layers so that indices are the checkpoint's.
+        self.in_layers = nnx.List[Any](
+            [GroupNorm(channels, groups), jax.nn.silu, Conv(channels, out_channels, 3, rngs=rngs)]
+        )
+        features = 2 * out_channels if scale_shift_norm else out_channels
+        self.emb_layers = nnx.List[Any]([jax.nn.silu, Linear(embedding, features, rngs=rngs)])
+        self.out_layers = nnx.List[Any](
+            [
+                GroupNorm(out_channels, groups),
+                jax.nn.silu,
+                dropout,
+                Conv(out_channels, out_channels, 3, zero=True, rngs=rngs),
+            ]
+        )
+        self.skip_connection = (
+            None if channels == out_channels else Conv(channels, out_channels, 1, rngs=rngs)
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        embedding: Float[Array, "b e"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b h2 w2 c2"]:
+        norm, activation, conv = self.in_layers
+        h = activation(norm(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(h)
+        condition = apply(self.emb_layers, embedding).astype(h.dtype)[:, None, None]
+        norm, activation, _, conv = self.out_layers
+        if self.scale_shift_norm:
+            scale, shift = jnp.split(condition, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + condition)
+        h = conv(dropout(activation(h), self.dropout_rate, key))
+        return h + (x if self.skip_connection is None else self.skip_connection(x))
+
+
+class AttentionBlock(nnx.Module):
+    """Self-attention between all positions, added to the input.
+
+    Args:
+        channels: Channels of input and output.
+        num_heads: Number of heads; divides `channels`.
+        head_order: How the checkpoint lays out the joint projection's output: `"heads_first"`
+            (each head's query, key, value together: the published models) or `"qkv_first"`
+            (all queries, then keys, then values: `use_new_attention_order`).
+        groups: Groups of the norm.
+        rngs: Where the initial weights come from.
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, head_order: str, groups: int, *, rngs: nnx.Rngs
+    ) -> None:
+        self.num_heads = num_heads
+        self.head_order = head_order
+        self.norm = GroupNorm(channels, groups)
+        self.qkv = Linear(channels, 3 * channels, published="o i 1 -> i o", rngs=rngs)
+        self.proj_out = Linear(channels, channels, zero=True, published="o i 1 -> i o", rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, height, width, c = x.shape
+        qkv = self.qkv(self.norm(x).reshape(b, height * width, c))
+        if self.head_order == "heads_first":
+            q, k, v = jnp.moveaxis(qkv.reshape(b, -1, self.num_heads, 3, c // self.num_heads), 3, 0)
+        else:
+            q, k, v = jnp.moveaxis(qkv.reshape(b, -1, 3, self.num_heads, c // self.num_heads), 2, 0)
+        h = attention(q, k, v)
+        return x + self.proj_out(h.reshape(b, -1, c)).reshape(x.shape)
+
+
+class UNet(nnx.Module):
+    """ADM's U-Net.
+
+    `unet(x, t)` is a denoiser: `x` [b h w in_channels] in float32, `t` [b] in steps of the
+    original schedule; the output [b h w out_channels] is float32.
+
+    Args:
+        image_size: Side of the pictures in pixels; tells which level `attention_resolutions`
+            means. Height and width must divide by 2 for every level but the first.
+        model_channels: Channels at the first level before `channel_mult`; a multiple of `norm_groups`.
+        out_channels: 3, or 6 where the variance is learned too.
+        num_res_blocks: Residual blocks a level.
+        attention_resolutions: Sides in pixels at which attention follows each residual block.
+        channel_mult: Factor on `model_channels` at each level.
+        in_channels: Channels of the input.
+        num_heads: Attention heads, where `num_head_channels` is None.
+        num_head_channels: Channels a head.
+        head_order: See `AttentionBlock`.
+        num_classes: Number of labels of a class-conditional model, or None.
+        dropout_rate: Share of features dropped in residual blocks, when a key is given.
+        scale_shift_norm: See `ResBlock`.
+        norm_groups: Groups of the norms; 32 in every published model.
+        resblock_updown: Change size inside residual blocks, instead of by strided convolution.
+        remat: Recompute each block's activations in the backward pass, to save memory.
+        dtype: Compute dtype of everything between the first and the last layer.
+        rngs: Where the initial weights come from.
+
+    Raises:
+        UserError: a field does not fit the others.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        channel_mult: Sequence[float],
+        in_channels: int = 3,
+        num_heads: int = 1,
+        num_head_channels: int | None = None,
+        head_order: str = "heads_first",
+        num_classes: int | None = None,
+        dropout_rate: float = 0.0,
+        scale_shift_norm: bool = True,
+        norm_groups: int = 32,
+        resblock_updown: bool = True,
+        remat: bool = False,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ) -> None:
+        levels = [int(mult * model_channels) for mult in channel_mult]
+        _check(
+            image_size,
+            levels,
+            attention_resolutions,
+            num_heads,
+            num_head_channels,
+            norm_groups,
+            head_order,
+        )
+        self.model_channels = model_channels
+        self.remat = remat
+        self.dtype = dtype
+        embedding = 4 * model_channels
+        self.time_embed = nnx.List[Any](
+            [
+                Linear(model_channels, embedding, rngs=rngs),
+                jax.nn.silu,
+                Linear(embedding, embedding, rngs=rngs),
+            ]
+        )
+        self.label_emb = (
+            None if num_classes is None else Embedding(num_classes, embedding, rngs=rngs)
+        )
+
+        def res_block(channels: int, out: int, resample: str | None = None) -> ResBlock:
+            return ResBlock(
+                channels,
+                out,
+                embedding,
+                dropout_rate=dropout_rate,
+                scale_shift_norm=scale_shift_norm,
+                groups=norm_groups,
+                resample=resample,
+                rngs=rngs,
+            )
+
+        def attention_block(channels: int) -> AttentionBlock:
+            heads = num_heads if num_head_channels is None else channels // num_head_channels
+            return AttentionBlock(channels, heads, head_order, norm_groups, rngs=rngs)
+
+        size, channels = image_size, levels[0]
+        self.input_blocks = nnx.List[Any]([nnx.List([Conv(in_channels, channels, 3, rngs=rngs)])])
+        skips = [channels]
+        for level, out in enumerate(levels):
+            for _ in range(num_res_blocks):
+                block: list[Any] = [res_block(channels, out)]
+                channels = out
+                if size in attention_resolutions:
+                    block.append(attention_block(channels))
+                self.input_blocks.append(nnx.List(block))
+                skips.append(channels)
+            if level < len(levels) - 1:
+                shrink = (
+                    res_block(channels, channels, "down")
+                    if resblock_updown
+                    else Downsample(channels, True, rngs=rngs)
+                )
+                self.input_blocks.append(nnx.List([shrink]))
+                skips.append(channels)
+                size //= 2
+
+        self.middle_block = nnx.List[Any](
+            [
+                res_block(channels, channels),
+                attention_block(channels),
+                res_block(channels, channels),
+            ]
+        )
+
+        self.output_blocks = nnx.List[Any]([])
+        for level, out in reversed(list(enumerate(levels))):
+            for i in range(num_res_blocks + 1):
+                block = [res_block(channels + skips.pop(), out)]
+                channels = out
+                if size in attention_resolutions:
+                    block.append(attention_block(channels))
+                if level and i == num_res_blocks:
+                    block.append(
+                        res_block(channels, channels, "up")
+                        if resblock_updown
+                        else Upsample(channels, True, rngs=rngs)
+                    )
+                    size *= 2
+                self.output_blocks.append(nnx.List(block))
+
+        self.out = nnx.List[Any](
+            [
+                GroupNorm(channels, norm_groups),
+                jax.nn.silu,
+                Conv(channels, out_channels, 3, zero=True, rngs=rngs),
+            ]
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, " b"] | Int[Array, " b"],
+        label: Int[Array, " b"] | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b h w o"]:
+        """Predict from noisy pictures.
+
+        Args:
+            x: Noisy pictures.
+            t: Their times, in steps of the original schedule.
+            label: Class indices, if and only if the model is class-conditional.
+            key: Turns dropout on.
+        """
+        if (label is None) != (self.label_emb is None):
+            raise ValueError("a label is needed if and only if the model has classes")
+        embedding = apply(self.time_embed, timestep_embedding(t, self.model_channels))
+        if self.label_emb is not None and label is not None:
+            embedding = embedding + self.label_emb(label)
+
+        embedding = embedding.astype(self.dtype)
+        h = x.astype(self.dtype)
+        keys = _key_stream(key)
+        run = jax.checkpoint(_run) if self.remat else _run
+        skips = []
+        for block in self.input_blocks:
+            h = run(block, h, embedding, next(keys))
+            skips.append(h)
+        h = run(self.middle_block, h, embedding, next(keys))
+        for block in self.output_blocks:
+            h = jnp.concatenate([h, skips.pop()], axis=-1)
+            h = run(block, h, embedding, next(keys))
+        return apply(self.out, h.astype(jnp.float32))
+
+
+def _run(block: nnx.List[Any], h: Array, embedding: Array, key: Key[Array, ""] | None) -> Array:
+    """One entry of `input_blocks`, `middle_block` or `output_blocks`."""
+    for i, layer in enumerate(block):
+        if isinstance(layer, ResBlock):
+            h = layer(h, embedding, None if key is None else jax.random.fold_in(key, i))
+        else:
+            h = layer(h)
+    return h
+
+
+def _key_stream(key: Key[Array, ""] | None) -> Iterator[Key[Array, ""] | None]:
+    """Endless keys for the blocks: independent ones, or None for ever."""
+    index = 0
+    while True:
+        yield None if key is None else jax.random.fold_in(key, index)
+        index += 1
+
+
+def _check(
+    image_size: int,
+    levels: Sequence[int],
+    attention_resolutions: Sequence[int],
+    num_heads: int,
+    num_head_channels: int | None,
+    norm_groups: int,
+    head_order: str,
+) -> None:
+    shrink = 2 ** (len(levels) - 1)
+    if image_size % shrink:
+        raise UserError(
+            f"image_size={image_size} does not divide by {shrink}, which "
+            f"{len(levels)} levels need: choose a multiple, or a shorter channel_mult"
+        )
+    sizes = [image_size // 2**level for level in range(len(levels))]
+    for side in attention_resolutions:
+        if side not in sizes:
+            raise UserError(f"attention_resolutions has {side}, but the levels are {sizes}")
+    for channels in levels:
+        if channels % norm_groups:
+            raise UserError(
+                f"model_channels × channel_mult gives {channels} channels, not a multiple of the "
+                f"{norm_groups} groups of the norms: change model_channels or norm_groups"
+            )
+        if channels % (num_head_channels or num_heads):
+            raise UserError(
+                f"{channels} channels cannot be split by num_heads={num_heads} or "
+                f"num_head_channels={num_head_channels}"
+            )
+    if head_order not in ("heads_first", "qkv_first"):
+        raise UserError(f"head_order={head_order!r}: choose 'heads_first' or 'qkv_first'")

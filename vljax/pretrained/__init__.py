@@ -1,0 +1,16 @@
+"""Published weights into our models, and ours into published form.
+
+One importer serves every model: each parameter's path is its name in the checkpoint, and the
+parameter itself knows the checkpoint's layout (`vljax.models.layers`).
+"""
+
+from vljax.pretrained.checkpoint import (
+    assign,
+    from_published,
+    load,
+    read_tensors,
+    to_published,
+    write_tensors,
+)
+
+__all__ = ["assign", "from_published", "load", "read_tensors", "to_published", "write_tensors"]

@@ -1,0 +1,195 @@
+"""Published checkpoints: safetensors, and PyTorch's files through its weights-only loader."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import einops
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from vljax.errors import RunError, UserError
+from vljax.models.parameters import variables, with_parameters
+
+Model = TypeVar("Model")
+Tensors = dict[str, np.ndarray]
+
+# What a Hugging Face folder may call its weights, the preferred first.
+FOLDER_NAMES = (
+    "diffusion_pytorch_model",
+    "diffusion_pytorch_model.fp16",
+    "model",
+    "model.fp16",
+    "pytorch_model",
+)
+
+
+def load(model: Model, path: str | os.PathLike, *, ignore: Sequence[str] = ()) -> Model:
+    """The same model with the weights of a published checkpoint, in float32.
+
+    Args:
+        model: Gives names, shapes and layouts; may come from `jax.eval_shape`.
+        path: A `.safetensors`, `.pt`, `.pth` or `.bin` file, a `.index.json` of a sharded
+            checkpoint, or a folder that holds one of them (`diffusers`, `transformers`).
+        ignore: Prefixes of tensors that may be surplus (buffers, parts that are not used).
+
+    Raises:
+        UserError: there is no readable checkpoint at `path`, or its tensors are not those of the
+            model: the message lists every missing, surplus and misshapen one.
+    """
+    return assign(model, read_tensors(path), origin=path, ignore=ignore)
+
+
+def assign(
+    model: Model, tensors: Tensors, *, origin: str | os.PathLike, ignore: Sequence[str] = ()
+) -> Model:
+    """The same model holding a checkpoint's tensors; `origin` names them in errors. See `load`."""
+    wanted = variables(model)
+    missing = sorted(wanted.keys() - tensors.keys())
+    surplus = sorted(n for n in tensors.keys() - wanted.keys() if not n.startswith(tuple(ignore)))
+    values, misshapen = {}, []
+    for name in wanted.keys() & tensors.keys():
+        variable, tensor = wanted[name], tensors[name]
+        try:
+            value = from_published(tensor, variable)
+        except einops.EinopsError:
+            value = tensor
+        if value.shape != variable.get_value().shape:
+            expected = " ".join(map(str, variable.get_value().shape))
+            found = " ".join(map(str, tensor.shape))
+            misshapen.append(f"{name} (file: {found}; model, in its own layout: {expected})")
+        else:
+            values[name] = np.ascontiguousarray(value, dtype=variable.get_value().dtype)
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names)}"
+        for kind, names in (
+            ("missing", missing),
+            ("surplus", surplus),
+            ("misshapen", sorted(misshapen)),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{origin} does not fit the model; check that the config describes the network that "
+            f"this checkpoint holds. {'; '.join(problems)}"
+        )
+    return with_parameters(model, values)
+
+
+def write_tensors(
+    tensors: Tensors, path: str | os.PathLike, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors as safetensors, atomically.
+
+    Args:
+        tensors: Arrays by name.
+        path: Where to write; a file already there is replaced only when the new one is whole.
+        metadata: Strings to store in the file's header.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, metadata=dict(metadata or {}))
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path} could not be written ({error}): make room and try again") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def from_published(tensor: np.ndarray, variable: nnx.Variable) -> np.ndarray:
+    """A checkpoint's tensor in our layout."""
+    pattern = variable.get_metadata().get("published")
+    return einops.rearrange(tensor, pattern) if pattern else tensor
+
+
+def to_published(value: np.ndarray, variable: nnx.Variable) -> np.ndarray:
+    """Our array in the checkpoint's layout."""
+    pattern = variable.get_metadata().get("published")
+    if pattern:
+        theirs, ours = pattern.split("->")
+        value = einops.rearrange(value, f"{ours} -> {theirs}")
+    return np.ascontiguousarray(value)
+
+
+def read_tensors(path: str | os.PathLike) -> Tensors:
+    """All tensors of a checkpoint by name, as numpy arrays; half precision becomes float32.
+
+    Raises:
+        UserError: nothing readable is there.
+    """
+    path = _locate(Path(path))
+    if path.name.endswith(".index.json"):
+        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        return {n: t for shard in shards for n, t in read_tensors(path.with_name(shard)).items()}
+    try:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except UserError:
+        raise
+    except Exception as error:  # every library names damage differently
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path} is not a readable checkpoint ({reason}): fetch it again"
+        ) from error
+
+
+def _locate(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: give a file or a folder that exists")
+    for name in FOLDER_NAMES:
+        for suffix in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"):
+            if (found := path / f"{name}{suffix}").is_file():
+                return found
+    raise UserError(
+        f"{path} holds no checkpoint: it should contain {' or '.join(FOLDER_NAMES)}, as "
+        ".safetensors or .bin, whole or with an index of shards"
+    )
+
+
+def _read_safetensors(path: Path) -> Tensors:
+    tensors = {}
+    # numpy has no bfloat16 of its own; ml_dtypes, which comes with JAX, gives it one.
+    with safe_open(path, framework="flax") as file:
+        for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+            tensors[name] = _full_precision(np.asarray(file.get_tensor(name)))
+    return tensors
+
+
+def _read_torch(path: Path) -> Tensors:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a PyTorch file and PyTorch is not installed: install it "
+            "(pip install torch), or convert the file to safetensors"
+        ) from error
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = loaded.get("state_dict", loaded)
+    return {
+        name: _full_precision(
+            (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
+        )
+        for name, t in loaded.items()
+        if isinstance(t, torch.Tensor)
+    }
+
+
+def _full_precision(array: np.ndarray) -> np.ndarray:
+    return (
+        array.astype(np.float32)
+        if array.dtype.itemsize == 2 and array.dtype.kind in "fV"
+        else array
+    )

@@ -1,0 +1,114 @@
+"""A user's mistake ends in one line that says what to do, exit code 2, before anything compiles."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from vljax import evaluate, generate, train
+
+ROOT = Path(__file__).parents[2]
+FFHQ = str(ROOT / "configs" / "sdg_ffhq.py")
+LSUN = str(ROOT / "configs" / "sdg_lsun.py")
+
+
+def knock(capsys, monkeypatch, door, *argv):
+    """Go through a door; returns (exit code, what it printed as errors)."""
+    monkeypatch.setattr(sys, "argv", ["door", *map(str, argv)])
+    with pytest.raises(SystemExit) as stop:
+        door.run()
+    return stop.value.code, capsys.readouterr().err
+
+
+MISTAKES = {
+    "no config": ((), ["--config is missing"]),
+    "no workdir": (("--config", FFHQ), ["--workdir is missing"]),
+    "no such file": (("--config", "sdg_fhq.py"), ["--config=sdg_fhq.py", "no such"]),
+    "unknown field": (
+        ("--config", FFHQ, "--config.stages.diffusion.batchsize=4"),
+        ["stages.diffusion.batchsize", "did you mean stages.diffusion.batch_size?"],
+    ),
+    "wrong type": (
+        ("--config", FFHQ, "--config.stages.diffusion.batch_size=many"),
+        ["--config.stages.diffusion.batch_size=many", "type"],
+    ),
+    "section for a field": (("--config", FFHQ, "--config.stages=3"), ["--config.stages=3"]),
+    "field without a config": (("--config.seed=3",), ["needs --config"]),
+    "batch": (
+        ("--config", FFHQ, "--config.stages.diffusion.batch_size=7",
+         "--config.stages.diffusion.accumulate=2"),
+        ["stages.diffusion.batch_size=7", "multiple of 2"],
+    ),
+    "mesh": (("--config", FFHQ, "--config.mesh.fsdp=64"), ["mesh=", "does not fit"]),
+    "schedule": (("--config", FFHQ, "--config.diffusion.schedule=steep"), ["'steep'"]),
+    "loss": (("--config", FFHQ, "--config.diffusion.loss=hybrid"), ["hybrid", "learned_range"]),
+    "timesteps": (
+        ("--config", FFHQ, "--config.diffusion.timestep_sampler=lucky"), ["'lucky'"]
+    ),
+    "sampler": (("--config", FFHQ, "--config.samples.sampler=magic"), ["magic"]),
+    "sampling steps": (("--config", FFHQ, "--config.samples.steps=2000"), ["1000 steps"]),
+    "network": (("--config", FFHQ, "--config.data.image_size=30"), ["image_size=30"]),
+    "sharding": (
+        ("--config", FFHQ, "--config.sharding=((r'.*','diagonal'),)"), ["'diagonal'", "fsdp"]
+    ),
+    "missing folder": (("--config", f"{FFHQ}:/no/such/folder"), ["/no/such/folder"]),
+    "LSUN class": (("--config", f"{LSUN}:/data/church"), ["/data/church", "bedroom"]),
+    "workdir is a file": (("--config", FFHQ, "--workdir", __file__), ["--workdir"]),
+    "unknown flag": (("--config", FFHQ, "--workdr", "x"), ["--workdr"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_train_names_the_mistake(mistake, capsys, monkeypatch, tmp_path):
+    argv, words = MISTAKES[mistake]
+    if mistake not in ("no config", "no workdir", "workdir is a file", "unknown flag"):
+        argv = (*argv, "--workdir", tmp_path / "run")
+    monkeypatch.setattr(jax, "jit", _refuse_to_run)
+    code, error = knock(capsys, monkeypatch, train, *argv)
+    assert code == 2
+    for word in words:
+        assert word in error
+    if mistake != "unknown flag":  # argparse adds its usage
+        assert error.count("\n") == 1, error
+    assert not (tmp_path / "run").exists()
+
+
+def _refuse_to_run(function, **options):
+    def refuse(*_):
+        raise AssertionError("a program ran before the mistake was found")
+
+    refuse.lower = refuse
+    return refuse
+
+
+def test_an_empty_folder_and_a_folder_of_other_files(capsys, monkeypatch, tmp_path):
+    for content in ((), ("notes.txt",)):
+        for name in content:
+            (tmp_path / name).touch()
+        argv = ("--config", f"{FFHQ}:{tmp_path}", "--workdir", tmp_path / "run")
+        code, error = knock(capsys, monkeypatch, train, *argv)
+        assert code == 2
+        assert str(tmp_path) in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("door", [generate, evaluate])
+def test_using_a_run_that_is_not_there(door, capsys, monkeypatch, tmp_path):
+    assert knock(capsys, monkeypatch, door)[0] == 2
+    code, error = knock(capsys, monkeypatch, door, "--workdir", tmp_path)
+    assert code == 2
+    assert "holds no config.json" in error
+    code, error = knock(capsys, monkeypatch, door, "--config", FFHQ, "--out", tmp_path)
+    assert code == 2
+    assert "no weights of diffusion" in error
+    assert "--config.pretrained.diffusion=FILE" in error
+
+
+def test_no_traceback_reaches_the_user():
+    command = [sys.executable, "-m", "vljax.train", "--config", FFHQ, "--config.nothing=1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --config.nothing: ")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,150 @@
+"""The training step: what it trains, averages, accumulates and remembers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from vljax.errors import UserError
+from vljax.models.parameters import named_parameters
+from vljax.training.loop import make_program
+from vljax.training.mesh import make_mesh
+from vljax.training.optimizer import get_optimizer_config
+from vljax.training.stage import Stage
+
+RUN = ConfigDict({"sharding": ((".*", "fsdp"),), "seed": 0, "data": {"on_corrupt": "stop"}})
+
+
+class Line(nnx.Module):
+    """y = slope · x + offset."""
+
+    def __init__(self):
+        self.slope = nnx.Param(jnp.array(0.5))
+        self.offset = nnx.Param(jnp.array(-1.0))
+
+    def __call__(self, x):
+        return self.slope[...] * x + self.offset[...]
+
+
+class Points:
+    """Points on y = 3 x + 1."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        x = np.float32(index / 32 - 1)
+        return {"x": x, "y": np.float32(3 * x + 1)}
+
+
+def squared_error(model, batch, key):
+    error = model(batch["x"]) - batch["y"]
+    return (error**2).mean(), {"largest": jnp.abs(error).max()}
+
+
+def program(loss=squared_error, train=(("slope|offset", 1.0),), memory=None, **fields):
+    config = ConfigDict(
+        {
+            "batch_size": 8,
+            "num_steps": 10,
+            "accumulate": 1,
+            "ema_decay": 0.0,
+            "optimizer": get_optimizer_config(name="sgd", b1=0.0, learning_rate=0.1),
+            **fields,
+        }
+    )
+    stage = Stage("line", loss, train, Points(), lambda example, rng: example, config, memory)
+    mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
+    return make_program(stage, jax.eval_shape(Line), RUN, mesh)
+
+
+def run(made, steps=1):
+    parameters = named_parameters(Line())
+    frozen = {n: p for n, p in parameters.items() if n not in made.trained}
+    state = made.init({name: parameters[name] for name in made.trained})
+    batch = {name: jnp.stack([Points()[i][name] for i in range(8)]) for name in ("x", "y")}
+    for _ in range(steps):
+        state, metrics = made.step(state, frozen, batch, np.uint32(0))
+    return state, metrics, batch
+
+
+def test_one_step_of_gradient_descent():
+    state, metrics, batch = run(program())
+    x, error = batch["x"], 0.5 * batch["x"] - 1 - batch["y"]
+    gradient = np.array([(2 * error * x).mean(), (2 * error).mean()])
+    np.testing.assert_allclose(state.parameters["slope"], 0.5 - 0.1 * gradient[0], rtol=1e-5)
+    np.testing.assert_allclose(state.parameters["offset"], -1 - 0.1 * gradient[1], rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], (error**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-5)
+    assert state.step == 1
+    assert state.average == {}
+
+
+def test_only_what_the_stage_trains_changes_each_at_its_rate():
+    whole, _, _ = run(program())
+    part, _, _ = run(program(train=(("offset", 0.25),)))
+    assert set(part.parameters) == {"offset"}
+    moved = whole.parameters["offset"] + 1.0
+    np.testing.assert_allclose(part.parameters["offset"], -1.0 + 0.25 * moved, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_accumulating_parts_of_a_batch_changes_nothing(parts):
+    whole, metrics, _ = run(program(), steps=3)
+    summed, summed_metrics, _ = run(program(accumulate=parts), steps=3)
+    for name, value in whole.parameters.items():
+        np.testing.assert_allclose(summed.parameters[name], value, rtol=1e-5)
+    np.testing.assert_allclose(summed_metrics["loss"], metrics["loss"], rtol=1e-5)
+
+
+def test_average_follows_the_parameters():
+    made = program(ema_decay=0.5)
+    one, _, _ = run(made, steps=1)
+    two, _, _ = run(made, steps=2)
+    start = named_parameters(Line())
+    for name in start:
+        expected = 0.5 * (0.5 * start[name] + 0.5 * one.parameters[name])
+        expected += 0.5 * two.parameters[name]
+        np.testing.assert_allclose(two.average[name], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_loss_may_remember(parts):
+    def loss(model, batch, key, seen):
+        value, metrics = squared_error(model, batch, key)
+        return value, (metrics, seen + len(batch["x"]))
+
+    made = program(loss, memory=lambda: jnp.zeros((), jnp.int32), accumulate=parts)
+    state, _, _ = run(made, steps=3)
+    assert state.memory == 24
+
+
+def test_every_step_draws_anew_and_every_run_alike():
+    def loss(model, batch, key):
+        return squared_error(model, batch, key)[0], {"draw": jax.random.uniform(key)}
+
+    made = program(loss)
+    draws = [run(made, steps)[1]["draw"] for steps in (1, 2, 2)]
+    assert draws[0] != draws[1]
+    assert draws[1] == draws[2]
+
+
+def test_the_step_is_traced_once():
+    traces = []
+
+    def loss(model, batch, key):
+        traces.append(1)
+        return squared_error(model, batch, key)
+
+    made = program(loss)
+    traces.clear()
+    run(made, steps=4)
+    run(made, steps=2)
+    assert len(traces) == 1
+
+
+def test_a_batch_that_the_parts_cannot_share():
+    with pytest.raises(UserError, match=r"stages\.line\.batch_size=8"):
+        program(accumulate=3)

@@ -1,0 +1,123 @@
+"""Sharding by rule, and runs that do not depend on how many devices and processes share them."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from vljax.errors import UserError
+from vljax.training.mesh import check_batch_size, make_mesh, partition
+
+MESH = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
+CONV = (3, 3, 64, 128)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "shape", "spec"),
+    [
+        ("replicate", CONV, ()),
+        ("fsdp", CONV, (None, None, None, "fsdp")),
+        ("column", CONV, (None, None, "fsdp", "tensor")),
+        ("row", CONV, (None, None, "tensor", "fsdp")),
+        ("fsdp", (6,), (None,)),
+        ("column", (64,), ("tensor",)),
+        ("row", (64,), ("fsdp",)),
+        ("column", (3, 3), (None, None)),
+        ("fsdp", (), ()),
+    ],
+)
+def test_strategies(strategy, shape, spec):
+    assert partition("a.weight", shape, [("weight", strategy)], MESH) == PartitionSpec(*spec)
+
+
+def test_the_first_rule_that_matches_decides():
+    rules = [("qkv", "replicate"), (".*", "fsdp")]
+    assert partition("b.qkv.weight", CONV, rules, MESH) == PartitionSpec()
+    assert partition("b.norm.weight", (8,), rules, MESH) == PartitionSpec("fsdp")
+    with pytest.raises(UserError, match="'diagonal'"):
+        partition("b", CONV, [(".*", "diagonal")], MESH)
+
+
+def test_mesh_must_fit_the_devices():
+    mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
+    assert mesh.shape["data"] == jax.device_count()
+    for sizes in ({"data": 3, "fsdp": 1, "tensor": 1}, {"data": -1, "fsdp": -1, "tensor": 1}):
+        with pytest.raises(UserError, match="does not fit"):
+            make_mesh(ConfigDict(sizes))
+
+
+def test_batch_must_divide():
+    mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
+    check_batch_size(6, 3, mesh, "stages.a.batch_size")
+    with pytest.raises(
+        UserError, match=r"stages\.a\.batch_size=8 must be a positive multiple of 3"
+    ):
+        check_batch_size(8, 3, mesh, "stages.a.batch_size")
+
+
+LAYOUTS = {
+    "data": ("--config.mesh.data=4",),
+    "fsdp": ("--config.mesh.data=1", "--config.mesh.fsdp=4"),
+    "fsdp and tensor": ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
+}
+
+
+@pytest.fixture(scope="module")
+def alone(run, tmp_path_factory):
+    """The loss curve of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run(workdir)
+    return run.losses(workdir)
+
+
+def assert_same_curve(curve, expected):
+    assert sorted(curve) == list(range(1, 21))
+    np.testing.assert_allclose(
+        [curve[step] for step in range(1, 21)],
+        [expected[step] for step in range(1, 21)],
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "processes"),
+    [
+        pytest.param("data", 1, marks=pytest.mark.slow),
+        pytest.param("fsdp", 1, marks=pytest.mark.slow),
+        pytest.param("fsdp and tensor", 1, marks=pytest.mark.slow),
+        pytest.param("data", 2, marks=pytest.mark.slow),
+        pytest.param("fsdp", 2, marks=pytest.mark.slow),
+        ("fsdp and tensor", 2),
+    ],
+)
+def test_every_layout_follows_the_same_curve(run, alone, tmp_path, layout, processes):
+    run(tmp_path, *LAYOUTS[layout], devices=4 // processes, processes=processes)
+    assert_same_curve(run.losses(tmp_path), alone)
+
+
+MEMORY = """
+import jax
+from vljax.doors import parse_config
+from vljax.systems import sdg
+from vljax.training import loop, weights
+from vljax.training.mesh import make_mesh
+
+config, _ = parse_config(["--config", "configs/sdg_ffhq.py", "--config.mesh.data=1",
+                          "--config.mesh.fsdp=4"])
+mesh = make_mesh(config.mesh)
+skeleton = jax.eval_shape(lambda: sdg.make_model(config))
+program = loop.make_program(sdg.stages(config)[0], skeleton, config, mesh)
+parameters = weights.initial(lambda: sdg.make_model(config), skeleton, config, mesh)
+state = program.init(parameters)
+leaves = jax.tree.leaves((state.parameters, state.optimizer))
+for device in jax.devices():
+    held = sum(s.data.nbytes for x in leaves for s in x.addressable_shards if s.device == device)
+    print(held / sum(x.nbytes for x in leaves))
+"""
+
+
+def test_fsdp_over_four_devices_holds_a_quarter_each(run_python):
+    shares = [float(line) for line in run_python(MEMORY, devices=4).split()]
+    assert len(shares) == 4
+    assert max(shares) <= 0.30

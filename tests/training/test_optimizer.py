@@ -1,0 +1,108 @@
+"""Schedules and optimizers against their closed forms and PyTorch."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vljax.errors import UserError
+from vljax.training.optimizer import (
+    ema_update,
+    get_optimizer_config,
+    learning_rate,
+    learning_rate_factors,
+    make_optimizer,
+)
+
+
+def rates(num_steps, **fields):
+    schedule = learning_rate(get_optimizer_config(learning_rate=0.1, **fields), num_steps)
+    return np.array([schedule(step) for step in range(num_steps)])
+
+
+def test_schedules_follow_their_formulas():
+    step = np.arange(100)
+    np.testing.assert_allclose(rates(100), 0.1)
+    np.testing.assert_allclose(
+        rates(100, schedule="cosine"), 0.05 * (1 + np.cos(np.pi * step / 100)), atol=1e-7
+    )
+    np.testing.assert_allclose(rates(100, schedule="linear"), 0.1 * (1 - step / 100), rtol=1e-5)
+    np.testing.assert_allclose(
+        rates(100, schedule="step", decay_every=30), 0.1 * 0.1 ** (step // 30), rtol=1e-5
+    )
+    warm = rates(100, schedule="cosine", warmup_steps=20)
+    np.testing.assert_allclose(warm[:20], 0.1 * step[:20] / 20, atol=1e-8)
+    np.testing.assert_allclose(warm[20:], 0.05 * (1 + np.cos(np.pi * step[:80] / 80)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"schedule": "sudden"}, "optimizer.schedule='sudden'"),
+        ({"schedule": "step"}, "optimizer.decay_every=0"),
+        ({"schedule": "plateau"}, "optimizer.patience=0"),
+        ({"warmup_steps": 11}, "optimizer.warmup_steps=11"),
+        ({"name": "lion"}, "optimizer.name='lion'"),
+        ({"learning_rate": -1.0}, "optimizer.learning_rate=-1.0"),
+    ],
+)
+def test_wrong_fields_are_named(fields, words):
+    with pytest.raises(UserError, match=words):
+        make_optimizer(get_optimizer_config(**fields), 10, {"w": 1.0})
+
+
+def run(optimizer, gradients, start, values=None):
+    parameters, state = start, optimizer.init(start)
+    for i, gradient in enumerate(gradients):
+        value = values[i] if values else jnp.float32(0.0)
+        updates, state = optimizer.update(gradient, state, parameters, value=value)
+        parameters = {n: p + updates[n] for n, p in parameters.items()}
+    return parameters
+
+
+def test_adamw_with_clipping_and_factors_matches_torch():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start = {"a": rng.standard_normal(5), "b": rng.standard_normal((2, 3))}
+    gradients = [{n: 3 * rng.standard_normal(p.shape) for n, p in start.items()} for _ in range(8)]
+    config = get_optimizer_config(learning_rate=0.01, weight_decay=0.1, clip_norm=1.0)
+    ours = run(
+        make_optimizer(config, 8, {"a": 1.0, "b": 0.1}),
+        [{n: jnp.float32(g) for n, g in gradient.items()} for gradient in gradients],
+        {n: jnp.float32(p) for n, p in start.items()},
+    )
+    theirs = {n: torch.nn.Parameter(torch.tensor(p)) for n, p in start.items()}
+    optimizer = torch.optim.AdamW(
+        [{"params": theirs["a"]}, {"params": theirs["b"], "lr": 0.001}], lr=0.01, weight_decay=0.1
+    )
+    for gradient in gradients:
+        for name, p in theirs.items():
+            p.grad = torch.tensor(gradient[name])
+        torch.nn.utils.clip_grad_norm_(list(theirs.values()), 1.0)
+        optimizer.step()
+    for name, p in theirs.items():
+        np.testing.assert_allclose(ours[name], p.detach(), atol=1e-5)
+
+
+def test_plateau_lowers_the_rate_when_the_loss_stalls():
+    config = get_optimizer_config(
+        name="sgd", b1=0.0, learning_rate=1.0, schedule="plateau", patience=5, decay_factor=0.5
+    )
+    optimizer = make_optimizer(config, 100, {"w": 1.0})
+    ones = [{"w": jnp.ones(())}] * 40
+    falling = run(optimizer, ones, {"w": jnp.zeros(())}, [jnp.float32(100 - i) for i in range(40)])
+    stalled = run(optimizer, ones, {"w": jnp.zeros(())}, [jnp.float32(1.0)] * 40)
+    assert falling["w"] == -40.0
+    assert -35.0 < stalled["w"] < -1.0
+
+
+def test_first_matching_pattern_gives_the_factor_and_the_rest_is_frozen():
+    names = ["clip.visual.w", "clip.text.w", "unet.w"]
+    factors = learning_rate_factors(names, [(r"clip\.visual", 0.1), (r"clip\.", 1.0)])
+    assert factors == {"clip.visual.w": 0.1, "clip.text.w": 1.0}
+    with pytest.raises(UserError, match="matches no parameter"):
+        learning_rate_factors(names, [("vae", 1.0)])
+
+
+def test_moving_average():
+    average = ema_update({"w": jnp.float32(1.0)}, {"w": jnp.float32(3.0)}, 0.75)
+    assert average["w"] == 1.5

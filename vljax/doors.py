@@ -1,0 +1,202 @@
+"""What the doors (`train`, `generate`, `evaluate`) share: flags, JAX's start, how errors end."""
+
+import argparse
+import difflib
+import errno
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vljax.config import flatten, from_workdir, load_system
+from vljax.errors import RunError, UserError
+from vljax.training import weights
+
+
+def parse_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
+    """Take `--config` and `--config.*` out of a command line.
+
+    Args:
+        argv: The arguments, without the program's name.
+
+    Returns:
+        The config (None without `--config`), locked against unknown fields, and the other
+        arguments.
+
+    Raises:
+        UserError: the config file or an override is wrong.
+    """
+    argv = _joined(argv)
+    _check_file(argv)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["", *argv])
+    try:
+        rest = values(["", *argv], known_only=True)[1:]
+        config = values.config
+    except (flags.Error, AttributeError, KeyError) as error:
+        raise UserError(_explain(argv, error)) from error
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"--config cannot be read: {error}") from error
+    if config is None and any(argument.startswith("--config.") for argument in rest):
+        raise UserError("--config.FIELD=VALUE needs --config FILE.py to change: give both")
+    return config, rest
+
+
+class Run(NamedTuple):
+    """A trained model, ready for `generate` or `evaluate`."""
+
+    system: ModuleType
+    config: ConfigDict
+    model: Any
+    args: argparse.Namespace
+    out: Path
+
+
+def open_run(argv: Sequence[str], prog: str, about: str | None, folder: str) -> Run:
+    """Read the command line of a door that uses a model, and load the model.
+
+    Args:
+        argv: The arguments, without the program's name.
+        prog: The door's module; its last part names the system's flags (`add_generate_flags`).
+        about: The door's description.
+        folder: Where in the workdir results go, when `--out` is not given.
+
+    Raises:
+        UserError: a flag, the config, the workdir or the weights are wrong.
+        SystemExit: unknown flags (exit code 2), or help was asked for.
+    """
+    config, rest = parse_config(argv)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--workdir", type=Path, help="the run whose model to use")
+    common.add_argument("--out", type=Path, help=f"where results go (default: WORKDIR/{folder})")
+    parser = argparse.ArgumentParser(
+        prog,
+        usage=f"python -m {prog} (--workdir DIR | --config FILE.py[:DATA]) [flags]",
+        description=about,
+        parents=[common],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    workdir = common.parse_known_args(rest)[0].workdir
+    if config is None:
+        if workdir is None:
+            parser.parse_args([argument for argument in rest if argument in ("-h", "--help")])
+            raise UserError("give --workdir DIR of a training run, or --config with weights")
+        config = from_workdir(workdir)
+    system = load_system(config)
+    getattr(system, f"add_{prog.rpartition('.')[2]}_flags")(parser)
+    args = parser.parse_args(rest)
+    if args.out is None and workdir is None:
+        raise UserError("--out is missing: give a folder for the results")
+
+    start_jax(config, distributed=False)
+    skeleton = jax.eval_shape(lambda: system.make_model(config))
+    stages = list(config.stages)
+    model = weights.load_model(skeleton, config, workdir, stages)
+    return Run(system, config, model, args, args.out or workdir / folder)
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--config.field value` as `--config.field=value`."""
+    joined: list[str] = []
+    for argument in argv:
+        previous = joined[-1] if joined else ""
+        if re.fullmatch(r"--config(\.[\w.]+)?", previous) and not argument.startswith("--"):
+            joined[-1] = f"{previous}={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _config_argument(argv: Sequence[str]) -> str | None:
+    found = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    return found[-1] if found else None
+
+
+def _check_file(argv: Sequence[str]) -> None:
+    if (argument := _config_argument(argv)) is None:
+        return
+    file = argument.split(":", 1)[0]
+    if not Path(file).is_file():
+        folder = Path(file).parent
+        others = sorted(str(p) for p in folder.glob("*.py")) if folder.is_dir() else []
+        raise UserError(
+            f"--config={file}: no such file; recipes here: {', '.join(others) or 'none'}"
+        )
+
+
+def _explain(argv: Sequence[str], error: Exception) -> str:
+    """One line on a wrong override: the field, the value, the remedy."""
+    if isinstance(error, flags.IllegalFlagValueError):
+        field, value, reason = re.match(  # type: ignore[union-attr]
+            r"flag (\S+?)=(.*?): (.*)", str(error).replace("\n", " ")
+        ).groups()
+        return f"{field}={value}: {reason}; give a value of the field's type"
+    file = _config_argument(argv)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[""])
+    values(["", f"--config={file}"])
+    known = flatten(values.config.to_dict())
+    for argument in argv:
+        if match := re.match(r"--config\.([\w.]+)", argument):
+            field = match.group(1)
+            if field not in known:
+                close = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
+                return f"--config.{field}: {file} has no such field; did you mean {close[0]}?"
+    return f"--config: {' '.join(str(error).split())}"
+
+
+def start_jax(config: ConfigDict, distributed: bool) -> None:
+    """Join the other processes where there are any, and keep compiled programs.
+
+    A process joins a run of several when `VLJAX_COORDINATOR` (host:port), `VLJAX_NUM_PROCESSES`
+    and `VLJAX_PROCESS_ID` are set, or with `distributed` on clusters that JAX knows (TPU pods,
+    SLURM).
+    """
+    # A failed write reaches the user once, through `Checkpoints`. Orbax (absl's logger) and
+    # asyncio would print their tracebacks as well, one for every array.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if config.compilation_cache:
+        folder = Path(config.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if coordinator := os.environ.get("VLJAX_COORDINATOR"):
+        jax.distributed.initialize(
+            coordinator,
+            int(os.environ["VLJAX_NUM_PROCESSES"]),
+            int(os.environ["VLJAX_PROCESS_ID"]),
+        )
+    elif distributed:
+        jax.distributed.initialize()
+
+
+def door(main: Callable[[Sequence[str]], int]) -> Callable[[], None]:
+    """Make a door of `main(argv) -> exit code`: mistakes end in one line instead of a traceback."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            code = main(sys.argv[1:])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 2
+        except RunError as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            code = 1
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            print(f"stopped: {error}: make room and start again", file=sys.stderr)
+            code = 1
+        sys.stdout.flush()
+        sys.exit(code)
+
+    return run

@@ -1,0 +1,28 @@
+"""Use a trained system: `python -m vljax.generate --workdir runs/ffhq`.
+
+The model is a run's (`--workdir`), or published weights under a recipe
+(`--config configs/sdg_lsun.py:/data/bedroom --config.pretrained.diffusion=lsun_bedroom.pt`).
+`--help` beside either of them shows the flags of its system.
+"""
+
+from collections.abc import Sequence
+
+from vljax.doors import door, open_run
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the door; returns the exit code.
+
+    Raises:
+        UserError: a flag, the config, the workdir or the weights are wrong.
+    """
+    run = open_run(argv, "vljax.generate", __doc__, folder="generated")
+    run.system.generate(run.model, run.config, run.args, run.out)
+    print(f"pictures: {run.out}")
+    return 0
+
+
+run = door(main)
+
+if __name__ == "__main__":
+    run()

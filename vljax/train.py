@@ -1,0 +1,90 @@
+"""Train a system: `python -m vljax.train --config configs/sdg_ffhq.py --workdir runs/ffhq`.
+
+The stages of the system run one after the other; a run that was stopped, by whatever, goes on
+from its newest checkpoint when started again with the same command. `--dry_run` builds everything
+abstractly and prints what the run would take.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+import jax
+
+from vljax.config import load_system
+from vljax.doors import door, parse_config, start_jax
+from vljax.errors import UserError
+from vljax.training import loop, weights
+from vljax.training.dry_run import dry_run
+from vljax.training.mesh import make_mesh
+from vljax.training.workdir import Workdir
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the door; returns the exit code.
+
+    Raises:
+        UserError: the config, the data or the workdir is wrong; nothing was compiled yet.
+        RunError: training cannot go on.
+    """
+    parser = argparse.ArgumentParser(
+        "vljax.train",
+        usage="python -m vljax.train --config FILE.py[:DATA] --workdir DIR [--config.FIELD=VALUE]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", help="all that the run leaves goes here")
+    parser.add_argument("--dry_run", action="store_true", help="print what the run would take")
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other processes of a TPU pod or SLURM"
+    )
+    config, rest = parse_config(argv)
+    args = parser.parse_args(rest)
+    if config is None:
+        raise UserError("--config is missing: give a recipe, such as --config configs/sdg_ffhq.py")
+    if args.workdir is None and not args.dry_run:
+        raise UserError("--workdir is missing: give a folder for what the run leaves")
+    start_jax(config, args.distributed)
+
+    system = load_system(config)
+    stages = [s for s in system.stages(config) if not config.pretrained.get(s.name)]
+    mesh = make_mesh(config.mesh)
+    skeleton = jax.eval_shape(lambda: system.make_model(config))
+    # Every mistake shows here, before anything compiles.
+    programs = [loop.make_program(stage, skeleton, config, mesh) for stage in stages]
+    if args.dry_run:
+        dry_run(stages, programs, skeleton, mesh, config)
+        return 0
+
+    workdir = Workdir(args.workdir, config)
+    workdir.say(f"{config.about}\n{_devices(mesh)}; everything goes to {workdir.path}")
+    parameters = weights.initial(lambda: system.make_model(config), skeleton, config, mesh)
+    for stage, program in zip(stages, programs, strict=True):
+        result = loop.train(
+            stage, program, skeleton, parameters, mesh=mesh, config=config, workdir=workdir
+        )
+        if result is None:
+            # Schedulers that take 0 for "finished for good" (Kubernetes) ask for another status.
+            return int(os.environ.get("VLJAX_STOPPED_STATUS", "0"))
+        parameters = result
+        if not weights.file(workdir.path, stage.name).exists():
+            weights.save(workdir.path, stage.name, skeleton, parameters, program.trained)
+    workdir.say(
+        f"done. Pictures: {workdir.path / 'pictures'}; weights: {workdir.path / 'weights'}\n"
+        f"next: python -m vljax.generate --workdir {workdir.path} or "
+        f"python -m vljax.evaluate --workdir {workdir.path}"
+    )
+    workdir.close()
+    return 0
+
+
+def _devices(mesh: jax.sharding.Mesh) -> str:
+    sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    kind = mesh.devices.flat[0].device_kind
+    return f"{mesh.size} × {kind} in {jax.process_count()} process(es), mesh {sizes}"
+
+
+run = door(main)
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""The training loop, mesh and sharding rules, checkpoints and logging: knows stages, no system."""

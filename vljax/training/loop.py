@@ -1,0 +1,390 @@
+"""The training loop: one jitted step, checkpoints, resume, pictures."""
+
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+from ml_collections import ConfigDict
+
+from vljax.data import pipeline
+from vljax.errors import RunError
+from vljax.models.parameters import named_parameters, with_parameters
+from vljax.training import mesh as meshes
+from vljax.training.checkpoint import Checkpoints, abstract
+from vljax.training.optimizer import ema_update, learning_rate_factors, make_optimizer
+from vljax.training.stage import Stage
+from vljax.training.workdir import Workdir
+
+Parameters = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """What a step changes. Dictionaries are keyed by parameter name."""
+
+    step: Int[Array, ""]
+    parameters: Parameters
+    average: Parameters
+    optimizer: optax.OptState
+    memory: Any
+
+
+def abstract_batch(
+    stage: Stage, seed: int, on_corrupt: pipeline.OnCorrupt
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a stage's batches, from one example that can be read."""
+    one = pipeline.batches(
+        stage.source,
+        batch_size=1,
+        seed=seed,
+        transform=stage.transform,
+        num_batches=1,
+        prefetch=0,
+        on_corrupt=on_corrupt,
+    )
+    with one:
+        example = next(one)
+    return {
+        name: jax.ShapeDtypeStruct((stage.config.batch_size, *value.shape[1:]), value.dtype)
+        for name, value in example.items()
+        if name not in ("index", "substituted")
+    }
+
+
+@dataclass(frozen=True)
+class Program:
+    """A stage made ready for a mesh: its step, and how its state is made and split.
+
+    Attributes:
+        step: `step(state, frozen, batch, seed) -> (state, metrics)`, jitted, `state` donated.
+        init: `init(parameters) -> state`, jitted; takes the trained parameters.
+        shapes: The state's shapes and dtypes.
+        shardings: The state's shardings.
+        trained: Names of the trained parameters.
+    """
+
+    step: Callable
+    init: Callable
+    shapes: TrainState
+    shardings: TrainState
+    trained: list[str]
+
+
+def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Program:
+    """Build a stage's step, and trace it once on shapes; nothing compiles yet.
+
+    Args:
+        stage: What to train.
+        skeleton: The model's structure (from `jax.eval_shape`).
+        run: The run's config: `sharding`, `seed`, `data`.
+        mesh: The devices.
+
+    Raises:
+        UserError: the stage's config cannot be, or its batch does not fit the mesh.
+    """
+    config, rules = stage.config, run.sharding
+    field = f"stages.{stage.name}.batch_size"
+    meshes.check_batch_size(config.batch_size, config.accumulate, mesh, field)
+    shapes = {
+        name: jax.ShapeDtypeStruct(v.shape, v.dtype)
+        for name, v in named_parameters(skeleton).items()
+    }
+    factors = learning_rate_factors(shapes, stage.train)
+    optimizer = make_optimizer(config.optimizer, config.num_steps, factors)
+
+    def init(parameters: Parameters) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            parameters=parameters,
+            # A copy: the average and the parameters are donated separately.
+            average=jax.tree.map(jnp.copy, parameters) if config.ema_decay else {},
+            optimizer=optimizer.init(parameters),
+            memory=stage.memory() if stage.memory else (),
+        )
+
+    def loss(
+        trained: Parameters, frozen: Parameters, batch: dict, key: Key[Array, ""], memory: Any
+    ) -> tuple[Array, tuple[dict, Any]]:
+        model = with_parameters(skeleton, frozen | trained)
+        if stage.memory:
+            return stage.loss(model, batch, key, memory)
+        value, metrics = stage.loss(model, batch, key)
+        return value, (metrics, ())
+
+    def gradient(
+        trained: Parameters, frozen: Parameters, batch: dict, key: Key[Array, ""], memory: Any
+    ) -> tuple[tuple[Array, tuple[dict, Any]], Parameters]:
+        """Over the whole batch, or averaged over its parts one after the other."""
+        differentiate = jax.value_and_grad(loss, has_aux=True)
+        if config.accumulate == 1:
+            return differentiate(trained, frozen, batch, key, memory)
+        # Every part takes each n-th row, so that it stays spread over the devices.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, config.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def add(carry: tuple, part: dict) -> tuple[tuple, None]:
+            total, memory, index = carry
+            (value, (metrics, memory)), grads = differentiate(
+                trained, frozen, part, jax.random.fold_in(key, index), memory
+            )
+            total = jax.tree.map(
+                lambda t, new: t + new / config.accumulate, total, (value, metrics, grads)
+            )
+            return (total, memory, index + 1), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        like = jax.eval_shape(differentiate, trained, frozen, first, key, memory)
+        (value, (metrics, _)), grads = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        ((value, metrics, grads), memory, _), _ = jax.lax.scan(
+            add, ((value, metrics, grads), memory, 0), parts
+        )
+        return (value, (metrics, memory)), grads
+
+    def step(
+        state: TrainState, frozen: Parameters, batch: dict, seed: Int[Array, ""]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        (value, (metrics, memory)), grads = gradient(
+            state.parameters, frozen, batch, key, state.memory
+        )
+        updates, optimizer_state = optimizer.update(
+            grads, state.optimizer, state.parameters, value=value
+        )
+        parameters = optax.apply_updates(state.parameters, updates)
+        average = ema_update(state.average, parameters, config.ema_decay)
+        metrics = {"loss": value, "gradient_norm": optax.global_norm(grads), **metrics}
+        return (
+            TrainState(state.step + 1, parameters, average, optimizer_state, memory),
+            {name: metric.astype(jnp.float32) for name, metric in metrics.items()},
+        )
+
+    trained_shapes = {name: shapes[name] for name in factors}
+    state_shapes = jax.eval_shape(init, trained_shapes)
+    shardings = meshes.state_shardings(
+        state_shapes, meshes.parameter_shardings(trained_shapes, rules, mesh), mesh
+    )
+    frozen_shapes = {name: shapes[name] for name in shapes if name not in factors}
+    batch = abstract_batch(stage, run.seed, run.data.on_corrupt)
+    jax.eval_shape(step, state_shapes, frozen_shapes, batch, np.uint32(0))
+    return Program(
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh))),
+        init=jax.jit(init, out_shardings=shardings),
+        shapes=state_shapes,
+        shardings=shardings,
+        trained=list(factors),
+    )
+
+
+def train(
+    stage: Stage,
+    program: Program,
+    skeleton: Any,
+    parameters: Parameters,
+    *,
+    mesh: Mesh,
+    config: ConfigDict,
+    workdir: Workdir,
+) -> Parameters | None:
+    """Run a stage to its end, from its newest checkpoint where there is one.
+
+    Args:
+        stage: What to train.
+        program: The stage made ready for the mesh.
+        skeleton: The model's structure (from `jax.eval_shape`).
+        parameters: All parameters of the model, on the devices.
+        mesh: The devices.
+        config: The run's config: `seed`, `checkpoint`, `log`, `data`, `profile`.
+        workdir: Where everything goes.
+
+    Returns:
+        All parameters, the trained ones averaged where the stage asks for it; or None when
+        SIGTERM ended the run early, after a checkpoint.
+
+    Raises:
+        UserError: a checkpoint does not fit the stage, or the data cannot be read.
+        RunError: the loss is no longer finite, or a checkpoint cannot be written.
+    """
+    frozen = {n: p for n, p in parameters.items() if n not in program.shapes.parameters}
+    num_steps, batch_size = stage.config.num_steps, stage.config.batch_size
+    checkpoints = Checkpoints(workdir.path / "checkpoints" / stage.name, config.checkpoint.keep)
+    stream = {"seed": config.seed, "batch_size": batch_size}
+    if checkpoints.latest() is None:
+        start = 0
+        state = program.init({name: parameters[name] for name in program.trained})
+    else:
+        start, state, record = checkpoints.restore(abstract(program.shapes, program.shardings))
+        pipeline.check_state(record, stage.source, **stream)
+        workdir.say(f"{stage.name}: resuming from step {start} of {num_steps}")
+    workdir.forget_after(stage.name, start)
+
+    share, shares = meshes.process_share(mesh, batch_size)
+    batches = pipeline.batches(
+        stage.source,
+        transform=stage.transform,
+        start=start,
+        process_index=share,
+        process_count=shares,
+        num_workers=config.data.workers,
+        on_corrupt=config.data.on_corrupt,
+        **stream,
+    )
+    # A number on the host: the key is made from it inside the program, alike on every process.
+    seed = np.uint32(zlib.crc32(f"{config.seed} {stage.name}".encode()))
+    preemption = Preemption()
+    meter = Meter(stage, workdir, start, config.log.every)
+
+    def save(step: int) -> None:
+        meter.flush()  # a state is only kept once its loss is known to be finite
+        checkpoints.save(step, state, pipeline.state(stage.source, step, **stream))
+
+    def averaged() -> Parameters:
+        return parameters | (state.average or state.parameters)
+
+    def draw(step: int) -> None:
+        if stage.pictures:
+            model = with_parameters(skeleton, averaged())
+            for name, image in stage.pictures(model).items():
+                workdir.picture(stage.name, step, name, image)
+
+    try:
+        with preemption, meter:
+            for step in range(start, num_steps):
+                _profile(config.profile, step - start, workdir)
+                waited = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - waited
+                index, substituted = batch.pop("index"), batch.pop("substituted")
+                state, metrics = program.step(
+                    state, frozen, meshes.to_devices(batch, mesh, batch_size), seed
+                )
+                meter.add(step + 1, metrics, index, int(substituted.sum()), waited)
+                if preemption.noticed(step):
+                    save(step + 1)
+                    checkpoints.wait()
+                    workdir.say(f"{stage.name}: stopped by SIGTERM, saved at step {step + 1}")
+                    return None
+                if (step + 1) % config.checkpoint.every == 0 or step + 1 == num_steps:
+                    save(step + 1)
+                due = config.log.pictures_every and (step + 1) % config.log.pictures_every == 0
+                if due or step + 1 == num_steps:
+                    draw(step + 1)
+            checkpoints.wait()
+    finally:
+        batches.close()
+        checkpoints.close()
+    return averaged()
+
+
+class Meter:
+    """Fetches metrics one step late, so that the device never waits; logs; watches the loss."""
+
+    def __init__(self, stage: Stage, workdir: Workdir, start: int, every: int) -> None:
+        self.stage, self.workdir, self.every = stage, workdir, every
+        self.pending: tuple | None = None
+        self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
+        self.skipped, self.speed = 0, 0.0
+        self.bar = workdir.progress(stage.name, stage.config.num_steps, start)
+
+    def __enter__(self) -> "Meter":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self.flush()
+        self.bar.stop()
+
+    def add(
+        self, step: int, metrics: dict[str, Array], index: np.ndarray, skipped: int, waited: float
+    ) -> None:
+        """Take the metrics of a step just dispatched, and look at those of the step before."""
+        self.skipped += skipped
+        previous, self.pending = self.pending, (step, metrics, index, waited)
+        self._look_at(previous)
+
+    def flush(self) -> None:
+        """Look at the newest metrics now."""
+        previous, self.pending = self.pending, None
+        self._look_at(previous)
+
+    def _look_at(self, entry: tuple | None) -> None:
+        if entry is None:
+            return
+        step, metrics, index, waited = entry
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "gradient_norm"):
+            if not np.isfinite(values[name]):
+                shown = ", ".join(map(str, index[:32])) + (" …" if len(index) > 32 else "")
+                raise RunError(
+                    f"{name} is {values[name]} at step {step} of stage {self.stage.name}, on the "
+                    f"examples {shown}; nothing was saved after the last checkpoint: look at "
+                    f"these examples, or lower stages.{self.stage.name}.optimizer.learning_rate"
+                )
+        self.steps += 1
+        self.waited += waited
+        status = f"loss {values['loss']:.4f}"
+        if step == 1 or step % self.every == 0 or step == self.stage.config.num_steps:
+            seconds = time.perf_counter() - self.since
+            values["images_per_second"] = self.steps * self.stage.config.batch_size / seconds
+            values["waiting_for_data"] = self.waited / seconds
+            if self.skipped:
+                values["unreadable_examples"] = self.skipped
+            self.workdir.log(self.stage.name, step, values)
+            self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
+            self.speed = values["images_per_second"]
+            if not self.workdir.console.is_terminal:  # a log file: lines instead of the bar
+                total = self.stage.config.num_steps
+                self.workdir.say(
+                    f"{self.stage.name} {step}/{total} {status} {self.speed:.1f} images/s"
+                )
+        self.bar.update(
+            self.bar.task_ids[0], completed=step, status=f"{status}  {self.speed:.1f} images/s"
+        )
+
+
+class Preemption:
+    """Notices SIGTERM, on whichever host it arrives, at the same step everywhere."""
+
+    def __init__(self) -> None:
+        self.flag = False
+        self.previous: Any = None
+
+    def __enter__(self) -> "Preemption":
+        # With several processes the runtime catches the signal and agrees on a step; a handler
+        # of ours would take it away from the runtime. Handlers belong to the main thread.
+        self.alone = jax.process_count() == 1
+        if self.alone and threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGTERM, self._notice)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self.flag = True
+
+    def noticed(self, step: int) -> bool:
+        """Whether to save after this step and stop."""
+        return self.flag if self.alone else multihost_utils.reached_preemption_sync_point(step)
+
+
+def _profile(config: ConfigDict, steps_done: int, workdir: Workdir) -> None:
+    """Trace a few steps with the JAX profiler, when asked to."""
+    if config.steps and steps_done == config.start:
+        jax.profiler.start_trace(str(workdir.path / "profile"))
+    if config.steps and steps_done == config.start + config.steps:
+        jax.profiler.stop_trace()
+        workdir.say(f"profile: {workdir.path / 'profile'} (open it with TensorBoard or Perfetto)")

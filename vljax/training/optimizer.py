@@ -1,0 +1,166 @@
+"""Optimizers and learning-rate schedules, from a config.
+
+```
+optimizer.name           'adamw' | 'adam' | 'sgd'
+optimizer.learning_rate  peak
+optimizer.b1, b2, eps, weight_decay
+optimizer.clip_norm      global gradient norm to clip at, 0 for off
+optimizer.schedule       'constant' | 'cosine' | 'linear' | 'step' | 'plateau'
+optimizer.warmup_steps   linear rise from 0
+optimizer.decay_every    'step': multiply by decay_factor after every so many steps
+optimizer.decay_factor   'step', 'plateau'
+optimizer.patience       'plateau': steps without a better loss (averaged over 100 steps)
+```
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from vljax.errors import UserError
+
+
+def get_optimizer_config(**overrides: float | str) -> ConfigDict:
+    """The fields above with their defaults: AdamW at a constant rate."""
+    config = ConfigDict(
+        {
+            "name": "adamw",
+            "learning_rate": 1e-4,
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "clip_norm": 0.0,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "decay_every": 0,
+            "decay_factor": 0.1,
+            "patience": 0,
+        }
+    )
+    config.update(overrides)
+    return config
+
+
+def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
+    """The rate by step: a linear warm-up, then the schedule over the steps that remain.
+
+    Raises:
+        UserError: an unknown schedule, or one without the fields it needs.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if warmup > num_steps:
+        raise UserError(
+            f"optimizer.warmup_steps={warmup} is more than num_steps={num_steps}: lower it"
+        )
+    rest = max(num_steps - warmup, 1)
+    match config.schedule:
+        case "constant" | "plateau":  # plateau scales the updates, see `make_optimizer`
+            after = optax.constant_schedule(peak)
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, rest)
+        case "linear":
+            after = optax.linear_schedule(peak, 0.0, rest)
+        case "step":
+            if config.decay_every < 1:
+                raise UserError(
+                    f"optimizer.decay_every={config.decay_every}: schedule 'step' needs how many "
+                    "steps lie between two decays, 1 or more"
+                )
+            after = optax.exponential_decay(
+                peak, config.decay_every, config.decay_factor, staircase=True
+            )
+        case unknown:
+            raise UserError(
+                f"optimizer.schedule={unknown!r}: choose 'constant', 'cosine', 'linear', 'step' "
+                "or 'plateau'"
+            )
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def make_optimizer(
+    config: ConfigDict, num_steps: int, factors: dict[str, float]
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a stage, over parameters by name.
+
+    Args:
+        config: See the module's docstring.
+        num_steps: Length of the stage.
+        factors: The factor on the learning rate of each trained parameter.
+
+    Raises:
+        UserError: an unknown name, or a value that cannot be.
+    """
+    for name in ("learning_rate", "clip_norm", "weight_decay"):
+        if config[name] < 0:
+            raise UserError(f"optimizer.{name}={config[name]}: give a number that is not negative")
+    rate = learning_rate(config, num_steps)
+    adam = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+    match config.name:
+        case "adamw":
+            update = optax.adamw(rate, weight_decay=config.weight_decay, **adam)
+        case "adam":
+            update = optax.adam(rate, **adam)
+        case "sgd":
+            update = optax.sgd(rate, momentum=config.b1)
+        case unknown:
+            raise UserError(f"optimizer.name={unknown!r}: choose 'adamw', 'adam' or 'sgd'")
+    chain = [update]
+    if config.clip_norm:
+        chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.schedule == "plateau":
+        if config.patience < 1:
+            raise UserError(
+                f"optimizer.patience={config.patience}: schedule 'plateau' needs how many steps "
+                "without a better loss it waits for, 1 or more"
+            )
+        # A single batch's loss is noise; compare averages of 100 steps.
+        window = min(100, config.patience)
+        chain.append(
+            optax.contrib.reduce_on_plateau(
+                factor=config.decay_factor,
+                patience=max(config.patience // window, 1),
+                accumulation_size=window,
+            )
+        )
+    if any(factor != 1.0 for factor in factors.values()):
+        chain.append(
+            optax.stateless(lambda updates, _: {n: u * factors[n] for n, u in updates.items()})
+        )
+    return optax.with_extra_args_support(optax.chain(*chain))
+
+
+def learning_rate_factors(
+    names: Iterable[str], train: Sequence[tuple[str, float]]
+) -> dict[str, float]:
+    """The trained parameters among `names`, each with its learning-rate factor.
+
+    Raises:
+        UserError: a pattern matches no parameter.
+    """
+    names = list(names)
+    for pattern, _ in train:
+        if not any(re.match(pattern, name) for name in names):
+            raise UserError(
+                f"the training pattern {pattern!r} matches no parameter; names look like "
+                f"{names[0]!r}"
+            )
+    factors = {}
+    for name in names:
+        for pattern, factor in train:
+            if re.match(pattern, name):
+                factors[name] = factor
+                break
+    return factors
+
+
+def ema_update(
+    average: dict[str, jax.Array], parameters: dict[str, jax.Array], decay: float
+) -> dict[str, jax.Array]:
+    """The exponential moving average one step on."""
+    return {n: decay * a + (1.0 - decay) * parameters[n] for n, a in average.items()}

@@ -1,0 +1,157 @@
+"""The workdir: all that a run leaves.
+
+```
+config.json              the resolved config
+checkpoints/<stage>/     to resume from
+weights/<part>.safetensors   each part of the model, once its stage is done, in published form
+metrics.jsonl            one line a logged step
+tensorboard/             the same, for TensorBoard
+pictures/                samples drawn during training
+```
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from tensorboardX import SummaryWriter
+
+from vljax.config import flatten, to_json
+from vljax.data.images import write_png
+from vljax.errors import UserError
+
+# What may change when a run is resumed: nothing here changes the parameters it ends with.
+FREE_FIELDS = ("log", "checkpoint", "profile", "compilation_cache", "data.workers", "mesh")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Workdir:
+    """A run's folder, and its voice on the console.
+
+    Only process 0 writes and speaks; on the others every method does nothing.
+
+    Args:
+        path: The folder; made when missing.
+        config: The resolved config of this run.
+
+    Raises:
+        UserError: the folder belongs to a run with another config.
+    """
+
+    def __init__(self, path: str | os.PathLike, config: ConfigDict) -> None:
+        self.path = Path(path)
+        self.leads = jax.process_index() == 0
+        self.console = Console(quiet=not self.leads)
+        self._check_config(config)
+        if not self.leads:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--workdir={path} cannot be made ({error}): give another") from error
+        write_atomically(self.path / "config.json", to_json(config))
+        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), flush_secs=10)
+        self._metrics = (self.path / "metrics.jsonl").open("a")
+
+    def _check_config(self, config: ConfigDict) -> None:
+        if not (file := self.path / "config.json").is_file():
+            return
+        theirs, ours = flatten(json.loads(file.read_text())), flatten(json.loads(to_json(config)))
+        different = [
+            f"{name} ({theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here)"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+            and not any(name == free or name.startswith(free + ".") for free in FREE_FIELDS)
+        ]
+        if different:
+            raise UserError(
+                f"--workdir={self.path} holds a run with another config: {', '.join(different)}; "
+                "give another --workdir, or the same config to resume it"
+            )
+
+    def say(self, text: str) -> None:
+        """A line on the console."""
+        self.console.print(text, highlight=False)
+
+    def progress(self, stage: str, total: int, done: int) -> Progress:
+        """The stage's bar: step, loss, speed, time left. Use it as a context."""
+        bar = Progress(
+            TextColumn(f"[bold]{stage}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            speed_estimate_period=60,
+        )
+        bar.add_task(stage, total=total, completed=done, status="compiling …")
+        return bar
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop the logged lines of this stage past `step`, which a resumed run writes again."""
+        if not self.leads:
+            return
+        self._metrics.close()
+        kept = []
+        for line in (self.path / "metrics.jsonl").read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # a line cut short by a kill
+                continue
+            if record["stage"] != stage or record["step"] <= step:
+                kept.append(line)
+        write_atomically(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+        self._metrics = (self.path / "metrics.jsonl").open("a")
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a step, to `metrics.jsonl` and TensorBoard."""
+        if not self.leads:
+            return
+        record = {"stage": stage, "step": step, "time": round(time.time(), 3), **metrics}
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
+
+    def picture(self, stage: str, step: int, name: str, image: np.ndarray) -> None:
+        """A picture (uint8 [h w 3]) drawn at a step, as PNG and to TensorBoard."""
+        if not self.leads:
+            return
+        write_png(self.path / "pictures" / stage / f"{name}_{step:07d}.png", image)
+        self._tensorboard.add_image(f"{stage}/{name}", image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and close what is open."""
+        if self.leads:
+            self._metrics.close()
+            self._tensorboard.close()

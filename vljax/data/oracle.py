@@ -558,7 +558,7 @@ def class_coordinates(detections: Iterable[Detection]) -> Float[np.ndarray, "cla
     return places
 
 
-def summary(images: Iterable[np.ndarray]) -> dict[str, float | None | dict[str, float]]:
+def summary(images: Iterable[np.ndarray]) -> dict[str, float | dict[str, float] | None]:
     """What the oracle sees in a set of pictures.
 
     Args:

@@ -171,7 +171,8 @@ class UNet(nnx.Module):
     Args:
         image_size: Side of the pictures in pixels; tells which level `attention_resolutions`
             means. Height and width must divide by 2 for every level but the first.
-        model_channels: Channels at the first level before `channel_mult`; a multiple of `norm_groups`.
+        model_channels: Channels at the first level before `channel_mult`; a multiple of
+            `norm_groups`.
         out_channels: 3, or 6 where the variance is learned too.
         num_res_blocks: Residual blocks a level.
         attention_resolutions: Sides in pixels at which attention follows each residual block.
@@ -383,13 +384,14 @@ def _check(
     for side in attention_resolutions:
         if side not in sizes:
             raise UserError(f"attention_resolutions has {side}, but the levels are {sizes}")
-    for channels in levels:
+    for size, channels in zip(sizes, levels, strict=True):
         if channels % norm_groups:
             raise UserError(
                 f"model_channels × channel_mult gives {channels} channels, not a multiple of the "
                 f"{norm_groups} groups of the norms: change model_channels or norm_groups"
             )
-        if channels % (num_head_channels or num_heads):
+        attends = size in attention_resolutions or size == sizes[-1]  # the middle always does
+        if attends and channels % (num_head_channels or num_heads):
             raise UserError(
                 f"{channels} channels cannot be split by num_heads={num_heads} or "
                 f"num_head_channels={num_head_channels}"

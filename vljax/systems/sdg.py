@@ -32,6 +32,7 @@ from vljax.diffusion.schedules import named_schedule, parse_timesteps, respace
 from vljax.diffusion.timesteps import named_timestep_sampler
 from vljax.errors import UserError
 from vljax.models.unet import UNet
+from vljax.training.mesh import gather
 from vljax.training.optimizer import get_optimizer_config
 from vljax.training.stage import Stage
 
@@ -245,7 +246,7 @@ def sample_pictures(config: ConfigDict) -> Callable[[SDG], dict[str, np.ndarray]
         keys = example_keys(jax.random.key(config.seed), config.samples.count)
         return sample(model, process, keys, config.samples.sampler, size)
 
-    return lambda model: {"samples": image_grid(np.asarray(draw(model)))}
+    return lambda model: {"samples": image_grid(gather(draw(model)))}
 
 
 # Use -------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Measures of generated pictures and texts; feature networks are arguments."""

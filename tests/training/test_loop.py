@@ -21,8 +21,8 @@ class Line(nnx.Module):
     """y = slope · x + offset."""
 
     def __init__(self):
-        self.slope = nnx.Param(jnp.array(0.5))
-        self.offset = nnx.Param(jnp.array(-1.0))
+        self.slope = nnx.Param(jnp.float32(0.5))
+        self.offset = nnx.Param(jnp.float32(-1.0))
 
     def __call__(self, x):
         return self.slope[...] * x + self.offset[...]

@@ -1,0 +1,315 @@
+"""The KL autoencoder of latent diffusion: pictures to latents at an eighth of the side, and back.
+
+Rombach et al., *High-Resolution Image Synthesis with Latent Diffusion Models* (2022), section 3.1
+and appendix G. Parameter names are those of a `diffusers` folder of an `AutoencoderKL`;
+`current_names` translates the attention's names in folders from before 2023.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vljax.errors import UserError
+from vljax.models.conditional_unet import Downsample, ResnetBlock, read_config
+from vljax.models.layers import Conv, GroupNorm, Linear
+from vljax.models.unet import Upsample
+from vljax.ops.attention import attention
+
+Tensor = TypeVar("Tensor")
+
+_EPSILON = 1e-6
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution with independent components, float32.
+
+    Attributes:
+        mean: Its mean, and most likely value.
+        log_variance: Logarithm of the variance.
+    """
+
+    mean: Float[Array, "b h w c"]
+    log_variance: Float[Array, "b h w c"]
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "b h w c"]:
+        """One draw."""
+        noise = jax.random.normal(key, self.mean.shape)
+        return self.mean + jnp.exp(0.5 * self.log_variance) * noise
+
+    def divergence(self) -> Float[Array, " b"]:
+        """KL divergence from the standard normal, in nats, summed over an example."""
+        terms = self.mean**2 + jnp.exp(self.log_variance) - 1.0 - self.log_variance
+        return 0.5 * terms.sum((1, 2, 3))
+
+
+class AttentionBlock(nnx.Module):
+    """Self-attention between all positions with one head, added to the input."""
+
+    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs) -> None:
+        self.group_norm = GroupNorm(channels, groups, _EPSILON)
+        self.to_q = Linear(channels, channels, rngs=rngs)
+        self.to_k = Linear(channels, channels, rngs=rngs)
+        self.to_v = Linear(channels, channels, rngs=rngs)
+        self.to_out = nnx.List([Linear(channels, channels, zero=True, rngs=rngs)])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, height, width, c = x.shape
+        h = self.group_norm(x).reshape(b, height * width, 1, c)
+        h = attention(self.to_q(h), self.to_k(h), self.to_v(h))
+        return x + self.to_out[0](h).reshape(x.shape)
+
+
+class MidBlock(nnx.Module):
+    """Two residual blocks with attention between them."""
+
+    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs) -> None:
+        self.resnets = nnx.List([_resnet(channels, channels, groups, rngs) for _ in range(2)])
+        self.attentions = nnx.List([AttentionBlock(channels, groups, rngs=rngs)])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        before, after = self.resnets
+        return after(self.attentions[0](before(x)))
+
+
+class Block(nnx.Module):
+    """The residual blocks of one level, and the change of size after them where there is one."""
+
+    def __init__(
+        self,
+        resnets: Sequence[ResnetBlock],
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
+    ) -> None:
+        self.resnets = nnx.List(resnets)
+        self.downsamplers = None if downsample is None else nnx.List([downsample])
+        self.upsamplers = None if upsample is None else nnx.List([upsample])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        for layer in (*self.resnets, *(self.downsamplers or ()), *(self.upsamplers or ())):
+            x = layer(x)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Pictures to twice as many channels as latents have: the mean's, then the log-variance's."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        latent_channels: int,
+        levels: Sequence[int],
+        layers_per_block: int,
+        groups: int,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv_in = Conv(in_channels, levels[0], 3, rngs=rngs)
+        channels, blocks = levels[0], []
+        for level, out in enumerate(levels):
+            resnets = [
+                _resnet(channels if i == 0 else out, out, groups, rngs)
+                for i in range(layers_per_block)
+            ]
+            channels = out
+            last = level == len(levels) - 1
+            blocks.append(
+                Block(resnets, downsample=None if last else Downsample(out, (0, 1), rngs=rngs))
+            )
+        self.down_blocks = nnx.List(blocks)
+        self.mid_block = MidBlock(channels, groups, rngs=rngs)
+        self.conv_norm_out = GroupNorm(channels, groups, _EPSILON)
+        self.conv_out = Conv(channels, 2 * latent_channels, 3, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 2*z"]:
+        h = self.conv_in(x)
+        for block in self.down_blocks:
+            h = block(h)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(h))))
+
+
+class Decoder(nnx.Module):
+    """Latents to pictures."""
+
+    def __init__(
+        self,
+        out_channels: int,
+        latent_channels: int,
+        levels: Sequence[int],
+        layers_per_block: int,
+        groups: int,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        channels = levels[-1]
+        self.conv_in = Conv(latent_channels, channels, 3, rngs=rngs)
+        self.mid_block = MidBlock(channels, groups, rngs=rngs)
+        blocks = []
+        for level, out in reversed(list(enumerate(levels))):
+            resnets = [
+                _resnet(channels if i == 0 else out, out, groups, rngs)
+                for i in range(layers_per_block + 1)
+            ]
+            channels = out
+            blocks.append(
+                Block(resnets, upsample=Upsample(out, True, rngs=rngs) if level else None)
+            )
+        self.up_blocks = nnx.List(blocks)
+        self.conv_norm_out = GroupNorm(channels, groups, _EPSILON)
+        self.conv_out = Conv(channels, out_channels, 3, rngs=rngs)
+
+    def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
+        h = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            h = block(h)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+
+
+class AutoencoderKL(nnx.Module):
+    """Stable Diffusion's autoencoder.
+
+    Pictures are float32 in [-1, 1], their sides divisible by 2^(levels − 1). `encode` and `decode`
+    speak of the autoencoder's own latents; diffusion takes place in these times `scaling_factor`,
+    which gives them about unit variance. `published_arguments` reads the arguments from a
+    `diffusers` folder.
+
+    Args:
+        in_channels: Channels of the pictures that go in.
+        out_channels: Channels of the pictures that come out.
+        latent_channels: Channels of the latents.
+        block_out_channels: Channels of each level.
+        layers_per_block: Residual blocks a level in the encoder; the decoder has one more.
+        norm_groups: Groups of the norms.
+        scaling_factor: What latents are multiplied by for diffusion.
+        dtype: Compute dtype.
+        rngs: Where the initial weights come from.
+
+    Raises:
+        UserError: a field does not fit the others.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = 4,
+        block_out_channels: Sequence[int] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        norm_groups: int = 32,
+        scaling_factor: float = 0.18215,
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ) -> None:
+        for channels in block_out_channels:
+            if channels % norm_groups:
+                raise UserError(
+                    f"block_out_channels has {channels}, not a multiple of "
+                    f"norm_groups={norm_groups}: choose channels accordingly"
+                )
+        self.scaling_factor = scaling_factor
+        self.dtype = dtype
+        shared = (latent_channels, block_out_channels, layers_per_block, norm_groups)
+        self.encoder = Encoder(in_channels, *shared, rngs=rngs)
+        self.decoder = Decoder(out_channels, *shared, rngs=rngs)
+        self.quant_conv = Conv(2 * latent_channels, 2 * latent_channels, 1, rngs=rngs)
+        self.post_quant_conv = Conv(latent_channels, latent_channels, 1, rngs=rngs)
+
+    def encode(self, images: Float[Array, "b h w c"]) -> Gaussian:
+        """The distribution of the pictures' latents [b h/8 w/8 latent_channels].
+
+        Raises:
+            UserError: the sides of the pictures cannot be halved often enough.
+        """
+        shrink = 2 ** (len(self.encoder.down_blocks) - 1)
+        if images.shape[1] % shrink or images.shape[2] % shrink:
+            raise UserError(
+                f"pictures of {images.shape[1]}×{images.shape[2]} do not divide by {shrink}: "
+                "resize or pad them"
+            )
+        moments = self.quant_conv(self.encoder(images.astype(self.dtype))).astype(jnp.float32)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return Gaussian(mean, jnp.clip(log_variance, -30.0, 20.0))
+
+    def decode(self, latents: Float[Array, "b h w z"]) -> Float[Array, "b 8*h 8*w c"]:
+        """The pictures of latents, float32, about [-1, 1] but not clipped to it."""
+        h = self.post_quant_conv(latents.astype(self.dtype))
+        return self.decoder(h).astype(jnp.float32)
+
+
+def _resnet(channels: int, out_channels: int, groups: int, rngs: nnx.Rngs) -> ResnetBlock:
+    return ResnetBlock(
+        channels, out_channels, embedding=None, groups=groups, epsilon=_EPSILON, rngs=rngs
+    )
+
+
+_FORMER_NAMES = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+
+
+def current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors by the names of today; current names stay as they are.
+
+    Early checkpoints, Stable Diffusion 1.5's among them, call the attention's layers `query`,
+    `key`, `value` and `proj_attn`.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        module, _, rest = name.partition(".mid_block.attentions.0.")
+        layer, _, parameter = rest.partition(".")
+        if layer in _FORMER_NAMES:
+            name = f"{module}.mid_block.attentions.0.{_FORMER_NAMES[layer]}.{parameter}"
+        renamed[name] = tensor
+    return renamed
+
+
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu",),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None,),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+_DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "block_out_channels": (64,),
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+}
+
+
+def published_arguments(folder: str | os.PathLike) -> dict[str, Any]:
+    """The arguments of `AutoencoderKL` for the network of a `diffusers` folder.
+
+    Args:
+        folder: Holds the network's `config.json`.
+
+    Raises:
+        UserError: there is no such file, or it describes a network of another architecture.
+    """
+    free = ("sample_size", "force_upcast")
+    config = read_config(folder, "AutoencoderKL", _DEFAULTS, _FIXED, free)
+    for field, known in (
+        ("down_block_types", "DownEncoderBlock2D"),
+        ("up_block_types", "UpDecoderBlock2D"),
+    ):
+        for block in config.pop(field):
+            if block != known:
+                raise UserError(f"{folder}: {field} has {block!r}, which vljax does not build")
+    config["norm_groups"] = config.pop("norm_num_groups")
+    return {**config, "block_out_channels": tuple(config["block_out_channels"])}

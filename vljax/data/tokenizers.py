@@ -1,0 +1,229 @@
+"""Text to tokens: CLIP's byte-level BPE, and small ones of the same form trained on captions.
+
+Radford et al., *Learning Transferable Visual Models From Natural Language Supervision* (2021),
+section 2.4. Text is normalised (NFC), white space joined, letters made small; words, single digits
+and runs of signs are split into bytes, and the bytes are joined by the merges, in order. Any text
+can be written with the bytes alone, so nothing is ever unknown. The work is done by Hugging Face's
+`tokenizers`.
+"""
+
+import gzip
+import json
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from vljax.errors import UserError
+
+START = "<|startoftext|>"
+END = "<|endoftext|>"
+_WORD_END = "</w>"
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>"
+    r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+# OpenAI's file lists more merges than CLIP uses: its vocabulary is these, the bytes at the end
+# and inside of words, and the two marks, 49,408 together.
+_CLIP_MERGES = 48_894
+
+
+class Tokenizer:
+    """A text's tokens, between a start and an end token.
+
+    The end token has the largest index and pads, as in `transformers`; CLIP's text tower reads the
+    embedding at its first place.
+
+    Args:
+        backend: Splits text into the tokens of its vocabulary, which holds `START` and `END`.
+
+    Raises:
+        UserError: it does not hold them, or `END` is not its last.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.vocabulary_size: int = backend.get_vocab_size()
+        start, end = backend.token_to_id(START), backend.token_to_id(END)
+        if start is None or end != self.vocabulary_size - 1:
+            raise UserError(
+                f"the vocabulary does not end in {START} and {END} as CLIP's does: give the "
+                "tokenizer that belongs to the CLIP"
+            )
+        self.start: int = start
+        self.end: int = end
+        self._backend = backend
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "b length"]:
+        """The tokens of texts, int32.
+
+        A text of more than `length` tokens loses its last ones, as in CLIP, and one warning names
+        the first such text.
+
+        Args:
+            texts: Any strings, also empty ones.
+            length: Number of tokens of each row, start and end included; 2 or more.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is a sequence of strings, not one string")
+        room = length - 2
+        if room < 0:
+            raise ValueError(f"length={length} has no room for the start and the end token")
+        # One by one: the library's threads do not survive the forks of a data pipeline.
+        encoded = [self._backend.encode(text, add_special_tokens=False).ids for text in texts]
+        tokens = np.full((len(encoded), length), self.end, np.int32)
+        tokens[:, 0] = self.start
+        for row, ids in zip(tokens, encoded, strict=True):
+            row[1 : 1 + min(len(ids), room)] = ids[:room]
+        if over_long := [i for i, ids in enumerate(encoded) if len(ids) > room]:
+            first = over_long[0]
+            more = len(over_long) - 1
+            others = f" (and {more} other text{'s' * (more > 1)})" if more else ""
+            warnings.warn(
+                f"the text {_shortened(texts[first])!r} has {len(encoded[first])} tokens, of which "
+                f"the first {room} count{others}: shorten it, or put what matters first",
+                stacklevel=2,
+            )
+        return tokens
+
+    def decode(self, tokens: Int[np.ndarray, "b length"]) -> list[str]:
+        """The texts of rows of tokens, up to the end token, normalised as they were read."""
+        texts = []
+        for row in np.asarray(tokens):
+            ids = [int(i) for i in row if i != self.start]
+            ids = ids[: ids.index(self.end)] if self.end in ids else ids
+            text = self._backend.decode(ids, skip_special_tokens=False)
+            texts.append(text.replace(_WORD_END, " ").strip())
+        return texts
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write `tokenizer.json`, which `open_tokenizer` and Hugging Face's libraries read."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(self._backend.to_str(), encoding="utf-8")
+        partial.replace(path)
+
+
+def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer in a file or folder.
+
+    Args:
+        path: CLIP's merges (`bpe_simple_vocab_16e6.txt.gz`, or unpacked), a `tokenizer.json`, or a
+            Hugging Face folder with `tokenizer.json` or `vocab.json` and `merges.txt`, itself or
+            in its folder `tokenizer`.
+
+    Raises:
+        UserError: nothing readable is there, or it is no tokenizer of CLIP's form.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise UserError(
+            f"no tokenizer at {path}: give CLIP's bpe_simple_vocab_16e6.txt.gz or a Hugging Face "
+            "folder"
+        )
+    try:
+        if path.suffix == ".json":
+            backend = tokenizers.Tokenizer.from_file(str(path))
+            # A folder's own padding and truncation give way to the caller's length.
+            backend.no_padding()
+            backend.no_truncation()
+            return Tokenizer(backend)
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        lines = data.decode("utf-8").splitlines()
+        pairs = (line.split() for line in lines[1 : 1 + _CLIP_MERGES])
+        merges = [(left, right) for left, right in pairs]
+        vocabulary = path.with_name("vocab.json")
+        if vocabulary.is_file():
+            indices = json.loads(vocabulary.read_text("utf-8"))
+        elif len(merges) == _CLIP_MERGES:
+            indices = None
+        else:
+            raise ValueError(f"{len(merges)} merges instead of {_CLIP_MERGES}")
+        return Tokenizer(_byte_pair_encoding(merges, indices))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # the library raises bare exceptions
+        raise UserError(
+            f"{path} is not a readable tokenizer ({str(error).partition(chr(10))[0]}): fetch it "
+            "again"
+        ) from error
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
+    """A small tokenizer of CLIP's form whose merges are the commonest pairs of some texts.
+
+    Args:
+        texts: What to learn from; the same texts give the same tokenizer.
+        vocabulary_size: Most tokens: 514 for bytes and marks, the others for merges. Fewer come
+            out when the texts have no more pairs to join.
+
+    Raises:
+        UserError: `vocabulary_size` leaves no merges.
+    """
+    bare = _byte_pair_encoding([])
+    fixed = bare.get_vocab_size()
+    if vocabulary_size <= fixed:
+        raise UserError(
+            f"vocabulary_size={vocabulary_size}: bytes and marks take {fixed}, choose more"
+        )
+    # The trainer counts the bytes that it has seen; the other bytes cost nothing here.
+    learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
+    learner.normalizer, learner.pre_tokenizer = bare.normalizer, bare.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size, end_of_word_suffix=_WORD_END, show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    merges = [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
+    return Tokenizer(_byte_pair_encoding(merges[: vocabulary_size - fixed]))
+
+
+def _byte_pair_encoding(
+    merges: Sequence[tuple[str, str]], indices: dict[str, int] | None = None
+) -> tokenizers.Tokenizer:
+    """CLIP's pipeline; by default indices go to bytes, bytes at a word's end, merges and marks."""
+    if indices is None:
+        symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokens = [*symbols, *(symbol + _WORD_END for symbol in symbols)]
+        tokens += [left + right for left, right in merges]
+        # Two merges may end in one token.
+        indices = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab=indices, merges=list(merges), end_of_word_suffix=_WORD_END)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([START, END])
+    return backend
+
+
+def _in_folder(folder: Path) -> Path:
+    """The file of a Hugging Face folder to read, or of its merges."""
+    for place in (folder, folder / "tokenizer"):
+        for name in ("tokenizer.json", "merges.txt"):
+            if (place / name).is_file():
+                return place / name
+    raise UserError(
+        f"{folder} holds no tokenizer: it should contain tokenizer.json, or vocab.json and "
+        "merges.txt"
+    )
+
+
+def _shortened(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

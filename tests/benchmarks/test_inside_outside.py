@@ -9,9 +9,11 @@ from vljax.ops.inside_outside import inside_outside_attention, pixel_mask, token
 pytestmark = pytest.mark.benchmark
 
 
-@pytest.mark.parametrize("size", [(4096, 40), (1024, 80), (256, 160)])
-def test_self_attention_at_the_sizes_of_stable_diffusion(milliseconds, size):
-    length, width = size
+@pytest.mark.parametrize(
+    ("length", "width", "bound"), [(4096, 40, 1.6), (1024, 80, 1.6), (256, 160, 1.75)]
+)
+def test_self_attention_at_the_sizes_of_stable_diffusion(milliseconds, length, width, bound):
+    """Three products instead of two; where heads are wide, no exponential softens the ratio."""
     keys = jax.random.split(jax.random.key(0), 4)
     inputs = [jax.random.normal(key, (2, length, 8, width)) for key in keys[:3]]
     shape = jax.random.bernoulli(keys[3], 0.3, (2, length))

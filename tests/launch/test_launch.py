@@ -214,7 +214,7 @@ def test_tpu_stop(programs, tmp_path):
     )
     assert run.stdout.readline() == "training\n"
     call(LAUNCH / "tpu_pod.sh", "stop", *POD, env=env)
-    assert run.communicate(timeout=20)[0] == "saved\n"
+    assert run.communicate(timeout=120)[0] == "saved\n"
     assert run.returncode == 1
 
 
@@ -274,7 +274,7 @@ def test_slurm_signals(programs, number, requeued):
     )
     assert job.stdout.readline() == "training\n"
     job.send_signal(number)
-    assert job.communicate(timeout=20)[0] == "saved\n"
+    assert job.communicate(timeout=120)[0] == "saved\n"
     assert job.returncode == 0
     assert programs.calls()[1:] == ([["scontrol", "requeue", "12"]] if requeued else [])
 
@@ -504,7 +504,7 @@ def test_local_forwards_signals(trainer, number):
     started = sorted(process.stdout.readline() for _ in range(3))
     assert started == ["[1] training\n", "[2] training\n", "training\n"]
     process.send_signal(number)
-    output = process.communicate(timeout=20)[0]
+    output = process.communicate(timeout=120)[0]
     assert sorted(output.splitlines()) == ["[1] saved", "[2] saved", "saved"]
     assert process.returncode == 0
 
@@ -527,7 +527,7 @@ def test_local_on_a_terminal(trainer):
     started = sorted(terminal.readline() for _ in range(2))
     assert started == ["[1] training 0\n", "training 1\n"]
     os.write(ours, b"\x03")
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0
     # The terminal shows the keys as ^C in front of what is printed next.
     finished = [terminal.readline().strip().removeprefix("^C") for _ in range(2)]
     assert sorted(finished) == ["[1] saved", "saved"]

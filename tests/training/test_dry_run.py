@@ -44,7 +44,7 @@ def test_the_small_recipe(capsys, monkeypatch):
         assert train.main(["--config", config, *flags]) == 0
         text = capsys.readouterr().out
         flops[batch] = float(re.search(r"FLOPs a step, all devices\D*([\d.e+]+)", text).group(1))
-    assert flops[32] == pytest.approx(2 * flops[16], rel=0.05)
+    assert flops[32] == pytest.approx(2 * flops[16], rel=0.1)  # the optimizer does not grow
     for words in ("embedded scenes", "trained parameters in diffusion", "moving average",
                   "optimizer", "activations kept", "examples an epoch", "sharding"):  # fmt: skip
         assert words in text

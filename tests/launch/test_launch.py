@@ -493,12 +493,18 @@ time.sleep(60)
 """
 
 
+def heed_interrupts():
+    """What a shell runs in the background ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_forwards_signals(trainer, number):
     process = subprocess.Popen(
         ["bash", LAUNCH / "local.sh", "3", "--"],
         env={**os.environ, **trainer(SAVES)},
         stdout=subprocess.PIPE,
+        preexec_fn=heed_interrupts,
         text=True,
     )
     started = sorted(process.stdout.readline() for _ in range(3))
@@ -520,7 +526,7 @@ def test_local_on_a_terminal(trainer):
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=lambda: (heed_interrupts(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
     )
     os.close(theirs)
     terminal = os.fdopen(ours, "r")

@@ -137,8 +137,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(run, tmp_path):
     assert "stopped: " in output
     assert "could not be written" in output
     assert "checkpoint 10 is whole" in output
-    # The storage library's own threads may complain above; the last word is ours, in one line.
-    assert output.splitlines()[-1].startswith("stopped: ")
+    # The storage library's own threads may complain around it; ours is one line.
+    assert sum(line.startswith("stopped: ") for line in output.splitlines()) == 1
     assert "vljax/training" not in output
     assert "resuming from step 10 of 20" in run(tmp_path, *flags)
 

@@ -28,12 +28,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
-    """Nested results as a table of two columns."""
-    rows = [
-        f"| {name} | {f'{value:.4g}' if isinstance(value, float) else value} |"
-        for name, value in flatten(dict(results)).items()
-    ]
-    return "\n".join(["| measure | value |", "|---|---|", *rows]) + "\n"
+    """Results as tables: a list of rows is one with their columns, the rest one of two columns."""
+    tables = {name: rows for name, rows in results.items() if isinstance(rows, list)}
+    rest = flatten({name: value for name, value in results.items() if name not in tables})
+    parts = [_table([{"measure": name, "value": value} for name, value in rest.items()])]
+    parts += [f"{name}\n\n{_table(rows)}" for name, rows in tables.items()]
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with their columns in the order in which they first come; missing cells stay empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name, "")) for name in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 run = door(main)

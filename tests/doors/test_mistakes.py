@@ -102,7 +102,7 @@ def test_using_a_run_that_is_not_there(door, capsys, monkeypatch, tmp_path):
     assert "holds no config.json" in error
     code, error = knock(capsys, monkeypatch, door, "--config", FFHQ, "--out", tmp_path)
     assert code == 2
-    assert "no weights of diffusion" in error
+    assert "no weights of clip, diffusion, noisy_clip" in error
     assert "--config.pretrained.diffusion=FILE" in error
 
 

@@ -16,6 +16,7 @@ from vljax.systems import sdg
 ROOT = Path(__file__).parents[2]
 SMALL = (
     *("--config", str(ROOT / "configs" / "sdg_ffhq.py")),
+    "--config.guided=False",
     "--config.data.image_size=32",
     "--config.model.diffusion.channel_mult=(1.0,)",
     "--config.model.diffusion.attention_resolutions=()",

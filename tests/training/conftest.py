@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
+    "--config.guided=False",
     "--config.data.image_size=16",
     "--config.model.diffusion.model_channels=16",
     "--config.model.diffusion.norm_groups=8",

@@ -104,7 +104,7 @@ from vljax.training import loop, weights
 from vljax.training.mesh import make_mesh
 
 config, _ = parse_config(["--config", "configs/sdg_ffhq.py", "--config.mesh.data=1",
-                          "--config.mesh.fsdp=4"])
+                          "--config.mesh.fsdp=4", "--config.guided=False"])
 mesh = make_mesh(config.mesh)
 skeleton = jax.eval_shape(lambda: sdg.make_model(config))
 program = loop.make_program(sdg.stages(config)[0], skeleton, config, mesh)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from vljax.errors import UserError
 
@@ -57,6 +57,23 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not a PNG, JPEG or WebP image" if data else "the file is empty"
         raise ValueError(reason) from error
+
+
+def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes a picture file that a person named.
+
+    Raises:
+        UserError: There is no such file, or it is no readable picture.
+    """
+    path = Path(path)
+    try:
+        return decode_image(path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give a PNG, JPEG or WebP file"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; give a PNG, JPEG or WebP file") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -166,6 +183,32 @@ def image_grid(
         top, left = padding + row * row_step, padding + column * column_step
         grid[top : top + height, left : left + width] = image
     return grid
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, UInt8[np.ndarray, "n h w 3"]]], min_side: int = 64
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Rows of pictures, each under its label, on a white sheet.
+
+    Args:
+        rows: Labels and pictures; all pictures of one size.
+        min_side: Smaller pictures are enlarged by a whole factor until they are at least so high.
+    """
+    height = rows[0][1].shape[1]
+    factor = max(1, -(-min_side // height))
+    grids = [image_grid(images, columns=len(images)) for _, images in rows]
+    grids = [grid.repeat(factor, axis=0).repeat(factor, axis=1) for grid in grids]
+    font = ImageFont.load_default(size=14)
+    widths = [math.ceil(font.getlength(label)) + 8 for label, _ in rows]
+    width = max(*widths, *(grid.shape[1] for grid in grids))
+    line = 20
+    sheet = Image.new("RGB", (width, sum(line + grid.shape[0] for grid in grids)), "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for (label, _), grid in zip(rows, grids, strict=True):
+        pen.text((4, top + 1), label, fill="black", font=font)
+        sheet.paste(Image.fromarray(grid), (0, top + line))
+        top += line + grid.shape[0]
+    return np.asarray(sheet)
 
 
 def write_png(

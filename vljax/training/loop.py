@@ -187,6 +187,29 @@ def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Pr
     )
 
 
+def _started(
+    stage: Stage,
+    program: Program,
+    skeleton: Any,
+    parameters: Parameters,
+    config: ConfigDict,
+    mesh: Mesh,
+) -> Parameters:
+    """All parameters as the stage begins: the parts that it trains are made by `stage.start`."""
+    if stage.start is None:
+        return parameters
+    start, parts = stage.start, {name.partition(".")[0] for name in program.trained}
+
+    def begin(parameters: Parameters) -> Parameters:
+        begun = named_parameters(start(with_parameters(skeleton, parameters)))
+        # Copies: what the stage trains is donated, and its origin may be a part that stays.
+        return {n: jnp.copy(value) for n, value in begun.items() if n.partition(".")[0] in parts}
+
+    shapes = jax.eval_shape(begin, parameters)
+    shardings = meshes.parameter_shardings(shapes, config.sharding, mesh)
+    return parameters | jax.jit(begin, out_shardings=shardings)(parameters)
+
+
 def train(
     stage: Stage,
     program: Program,
@@ -216,6 +239,7 @@ def train(
         UserError: a checkpoint does not fit the stage, or the data cannot be read.
         RunError: the loss is no longer finite, or a checkpoint cannot be written.
     """
+    parameters = _started(stage, program, skeleton, parameters, config, mesh)
     frozen = {n: p for n, p in parameters.items() if n not in program.shapes.parameters}
     num_steps, batch_size = stage.config.num_steps, stage.config.batch_size
     checkpoints = Checkpoints(workdir.path / "checkpoints" / stage.name, config.checkpoint.keep)

@@ -31,6 +31,9 @@ class Stage:
             or None.
         pictures: `pictures(model) -> {name: uint8 [h w 3]}`, drawn during training from the
             averaged weights.
+        start: `start(model) -> model`, pure: the model that the stage begins with, made from the
+            one that earlier stages left; None where it is that one. Only the parts of it that the
+            stage trains are taken.
     """
 
     name: str
@@ -41,3 +44,4 @@ class Stage:
     config: ConfigDict
     memory: Callable[[], Any] | None = None
     pictures: Callable[[Any], dict[str, np.ndarray]] | None = None
+    start: Callable[[Any], Any] | None = None

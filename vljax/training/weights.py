@@ -1,7 +1,8 @@
 """The weights of a run: one safetensors file a finished stage, in published layouts.
 
-`weights/<stage>.safetensors` holds what the stage trained, averaged where it asks for it, named
-by its path in the system's model. Later stages, `generate`, `evaluate` and other runs read it.
+`weights/<stage>.safetensors` holds the parts that the stage trained, averaged where it asks for
+it; tensors are named by their path in the system's model. Later stages, `generate`, `evaluate` and
+other runs read it.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,16 @@ def file(workdir: Path, stage: str) -> Path:
 def save(
     workdir: Path, stage: str, skeleton: Any, parameters: dict, trained: Sequence[str]
 ) -> None:
-    """Write what a stage trained; all processes call it, process 0 writes."""
+    """Write the parts that a stage trained; all processes call it, process 0 writes.
+
+    Parts are written whole: a norm's statistics, which no stage trains, belong to its weights.
+    """
     names = variables(skeleton)
+    parts = {name.partition(".")[0] for name in trained}
     tensors = {}
-    for name in trained:  # one after the other: only one parameter at a time is gathered whole
+    for name in (
+        name for name in names if name.partition(".")[0] in parts
+    ):  # one after the other: only one parameter at a time is gathered whole
         value = meshes.gather(parameters[name])
         if jax.process_index() == 0:
             tensors[name] = pretrained.to_published(value, names[name])

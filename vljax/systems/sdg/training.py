@@ -1,0 +1,189 @@
+"""SDG's training stages and their losses (sections 4.3.1 and 4.3.5)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from vljax.data.datasets import open_source
+from vljax.data.images import contact_sheet, image_grid, image_transform
+from vljax.data.scenes import prompt
+from vljax.diffusion.losses import named_loss
+from vljax.diffusion.noise import example_keys
+from vljax.diffusion.pixels import to_unit
+from vljax.diffusion.process import q_sample
+from vljax.diffusion.timesteps import named_timestep_sampler
+from vljax.errors import UserError
+from vljax.metrics.retrieval import cosine_similarity
+from vljax.models.noisy_clip import contrastive_loss, from_clip
+from vljax.systems.sdg.model import (
+    SAMPLERS,
+    SDG,
+    Drawing,
+    is_guided,
+    make_process,
+    make_tokenizer,
+    sample,
+)
+from vljax.training.mesh import gather
+from vljax.training.stage import Stage
+
+
+def stages(config: ConfigDict) -> list[Stage]:
+    """The training stages: `diffusion`; where the model is guided `clip` (scenes), `noisy_clip`.
+
+    Raises:
+        UserError: the data is not there, or a field cannot be.
+    """
+    size, flip = config.data.image_size, config.data.flip
+    source = open_source(config.data, fields=("image",))
+    found = [
+        Stage(
+            name="diffusion",
+            loss=diffusion_loss(config),
+            train=[(r"diffusion\.", 1.0)],
+            source=source,
+            transform=image_transform(size, flip=flip),
+            config=config.stages.diffusion,
+            memory=lambda: named_timestep_sampler(
+                config.diffusion.timestep_sampler, config.diffusion.num_steps
+            ),
+            pictures=sample_pictures(config),
+        )
+    ]
+    if not is_guided(config):
+        return found
+    if config.data.name == "scenes":
+        found.append(
+            Stage(
+                name="clip",
+                loss=clip_loss,
+                train=[(r"clip\.(?!.*running_)", 1.0)],
+                source=open_source(config.data, fields=("image", "captions")),
+                transform=caption_transform(config),
+                config=config.stages.clip,
+            )
+        )
+    found.append(
+        Stage(
+            name="noisy_clip",
+            loss=noisy_clip_loss(config),
+            # Batch norms keep their running statistics.
+            train=[(r"noisy_clip\.(?!.*running_)", 1.0)],
+            source=source,
+            transform=image_transform(size, flip=flip),
+            config=config.stages.noisy_clip,
+            start=lambda model: start_noisy_clip(model, config),
+            pictures=guided_pictures(config) if config.data.name == "scenes" else None,
+        )
+    )
+    return found
+
+
+def diffusion_loss(config: ConfigDict) -> Callable:
+    """The denoiser's training loss (equation 4.2 noised, then as `config.diffusion.loss` says).
+
+    Its memory is the timestep sampler.
+    """
+    process = make_process(config)
+    per_example = named_loss(config.diffusion.loss)
+
+    def loss(model: SDG, batch: dict, key: Key[Array, ""], timesteps: Any) -> Any:
+        x0 = to_unit(batch["image"])
+        step_key, noise_key, dropout_key = jax.random.split(key, 3)
+        step, weight = timesteps.sample(step_key, len(x0))
+        noise = jax.random.normal(noise_key, x0.shape)
+
+        def denoiser(x_t: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Array:
+            return model.diffusion(x_t, t, key=dropout_key)
+
+        losses, terms = per_example(process, denoiser, x0, step, noise)
+        timesteps = timesteps.update(step, jax.lax.stop_gradient(losses))
+        metrics = {name: term.mean() for name, term in terms.items()}
+        return (weight * losses).mean(), (metrics, timesteps)
+
+    return loss
+
+
+def caption_transform(config: ConfigDict) -> Callable:
+    """Pictures, each with the tokens of one of its captions."""
+    tokenizer, length = make_tokenizer(config), config.model.clip.context_length
+
+    def transform(example: dict, generator: np.random.Generator) -> dict:
+        captions = example["captions"]
+        caption = captions[generator.integers(len(captions))]
+        return {"image": example["image"], "tokens": tokenizer([caption], length)[0]}
+
+    return transform
+
+
+def clip_loss(model: SDG, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
+    """CLIP's contrast of pictures and texts over the whole batch (Radford et al. 2021)."""
+    images = model.clip.encode_image(to_unit(batch["image"]))
+    texts = model.clip.encode_text(batch["tokens"])
+    # Never sharper than 100, as in the original.
+    scale = jnp.minimum(jnp.exp(model.clip.logit_scale[...]), 100.0)
+    return contrastive_loss(images, texts, scale) / 2, {"scale": scale}
+
+
+def start_noisy_clip(model: SDG, config: ConfigDict) -> SDG:
+    """The model whose noise-aware CLIP is yet the clean one (section 4.3.5)."""
+    started = jax.tree.map(lambda leaf: leaf, model)
+    size = config.model.noisy_clip.image_size
+    started.noisy_clip = from_clip(model.clip, size, rngs=nnx.Rngs(config.seed))
+    return started
+
+
+def noisy_clip_loss(config: ConfigDict) -> Callable:
+    """Noisy pictures must find their clean selves in the batch (section 4.3.5); no captions."""
+    process = make_process(config)
+
+    def loss(model: SDG, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
+        x0 = to_unit(batch["image"])
+        step_key, noise_key = jax.random.split(key)
+        t = jax.random.randint(step_key, (len(x0),), 0, config.diffusion.num_steps)
+        x_t = q_sample(process.schedule, x0, t, jax.random.normal(noise_key, x0.shape))
+        clean = jax.lax.stop_gradient(model.clip.encode_image(x0))
+        noisy = model.noisy_clip.encode_image(x_t, t)
+        return contrastive_loss(noisy, clean), {"cosine": cosine_similarity(noisy, clean).mean()}
+
+    return loss
+
+
+def sample_pictures(config: ConfigDict) -> Callable[[SDG], dict[str, np.ndarray]]:
+    """Draws one grid of samples, the same seeds each time, so that grids can be compared."""
+    process = make_process(config, config.samples.steps)
+    size = config.data.image_size
+    if config.samples.sampler not in SAMPLERS:
+        raise UserError(
+            f"samples.sampler={config.samples.sampler!r}: choose one of {', '.join(SAMPLERS)}"
+        )
+
+    @jax.jit
+    def draw(model: SDG) -> UInt8[Array, "b h w 3"]:
+        keys = example_keys(jax.random.key(config.seed), config.samples.count)
+        return sample(model, process, keys, config.samples.sampler, size)
+
+    return lambda model: {"samples": image_grid(gather(draw(model)))}
+
+
+def guided_pictures(config: ConfigDict) -> Callable[[SDG], dict[str, np.ndarray]]:
+    """Draws a sheet of pictures for a few texts, the same seeds each time."""
+    kinds = (("circle", "red"), ("square", "blue"), ("star", "yellow"), ("heart", "green"))
+    texts = [prompt(shape, colour) for shape, colour in kinds]
+    count = max(1, config.samples.count // len(texts))
+    tokens = make_tokenizer(config)(texts, config.model.clip.context_length)
+
+    def draw(model: SDG) -> dict[str, np.ndarray]:
+        draws = Drawing(config, config.samples.sampler, config.samples.steps)
+        keys = example_keys(jax.random.key(config.seed), len(texts) * count)
+        request = {"text": (tokens.repeat(count, axis=0), config.guidance.text)}
+        pictures = np.split(gather(draws(model, keys, request)), len(texts))
+        return {"guided": contact_sheet(list(zip(texts, pictures, strict=True)))}
+
+    return draw

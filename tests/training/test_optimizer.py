@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from vljax.errors import UserError
 from vljax.training.optimizer import (
@@ -106,3 +107,38 @@ def test_first_matching_pattern_gives_the_factor_and_the_rest_is_frozen():
 def test_moving_average():
     average = ema_update({"w": jnp.float32(1.0)}, {"w": jnp.float32(3.0)}, 0.75)
     assert average["w"] == 1.5
+
+
+def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
+    """Jordan et al. 2024: a kernel's step has singular values near one, times 0.2·√(longest side).
+
+    PyTorch's own Muon is the peer: it takes the same step on the same matrix.
+    """
+    rng = np.random.default_rng(0)
+    shapes = {
+        "conv.weight": (3, 3, 32, 48),
+        "linear.weight": (40, 64),
+        "first.weight": (3, 3, 3, 32),
+        "token_embedding.weight": (100, 64),
+        "conv.bias": (48,),
+    }
+    parameters = {n: jnp.asarray(rng.standard_normal(s), jnp.float32) for n, s in shapes.items()}
+    gradients = {n: jnp.asarray(rng.standard_normal(s), jnp.float32) for n, s in shapes.items()}
+    config = get_optimizer_config(name="muon", learning_rate=0.1)
+    optimizer = make_optimizer(config, 10, dict.fromkeys(shapes, 1.0))
+    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+    for name in ("conv.weight", "linear.weight"):
+        matrix = np.asarray(updates[name]).reshape(-1, shapes[name][-1])
+        singular = np.linalg.svd(matrix, compute_uv=False) / (0.02 * np.sqrt(max(matrix.shape)))
+        assert singular.min() > 0.6
+        assert singular.max() < 1.3
+        gradient = np.array(gradients[name]).reshape(matrix.shape)
+        weight = torch.nn.Parameter(torch.zeros(matrix.shape))
+        weight.grad = torch.tensor(gradient)
+        torch.optim.Muon([weight], lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+        peer = weight.detach().numpy()
+        # PyTorch iterates in bfloat16, so steps agree to its precision.
+        assert np.linalg.norm(matrix - peer) < 0.05 * np.linalg.norm(peer)
+    for name in ("first.weight", "token_embedding.weight", "conv.bias"):
+        # Adam's first step is as long everywhere (optax gives it Nesterov's momentum here).
+        np.testing.assert_allclose(np.abs(updates[name]), 0.147, rtol=0.01)

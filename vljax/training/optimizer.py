@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules, from a config.
 
 ```
-optimizer.name           'adamw' | 'adam' | 'sgd'
+optimizer.name           'adamw' | 'adam' | 'muon' | 'sgd'
 optimizer.learning_rate  peak
 optimizer.b1, b2, eps, weight_decay
 optimizer.clip_norm      global gradient norm to clip at, 0 for off
@@ -13,8 +13,10 @@ optimizer.patience       'plateau': steps without a better loss (averaged over 1
 ```
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import optax
@@ -106,10 +108,20 @@ def make_optimizer(
             update = optax.adamw(rate, weight_decay=config.weight_decay, **adam)
         case "adam":
             update = optax.adam(rate, **adam)
+        case "muon":
+            update = optax.contrib.muon(
+                rate,
+                weight_decay=config.weight_decay,
+                adam_b1=config.b1,
+                adam_b2=config.b2,
+                adam_weight_decay=config.weight_decay,
+                muon_weight_dimension_numbers=_matrices,
+                consistent_rms=0.2,  # as large as Adam's steps, so that one rate serves both
+            )
         case "sgd":
             update = optax.sgd(rate, momentum=config.b1)
         case unknown:
-            raise UserError(f"optimizer.name={unknown!r}: choose 'adamw', 'adam' or 'sgd'")
+            raise UserError(f"optimizer.name={unknown!r}: choose 'adamw', 'adam', 'muon' or 'sgd'")
     chain = [update]
     if config.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))
@@ -133,6 +145,24 @@ def make_optimizer(
             optax.stateless(lambda updates, _: {n: u * factors[n] for n, u in updates.items()})
         )
     return optax.with_extra_args_support(optax.chain(*chain))
+
+
+def _matrices(parameters: dict[str, jax.Array]) -> dict[str, Any]:
+    """How Muon reads each parameter as a matrix (Jordan et al. 2024); None goes to Adam.
+
+    Matrices are the kernels between hidden layers: not embeddings and what reads them, nor the
+    first and last layers, whose one side is as narrow as a picture's channels.
+    """
+
+    def read(name: str, value: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        # optax asks again with placeholders where it has given a parameter to Adam.
+        if getattr(value, "ndim", 0) < 2 or "emb" in name:
+            return None
+        if min(math.prod(value.shape[:-1]), value.shape[-1]) < 32:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(value.ndim - 1)), value.ndim - 1)
+
+    return {name: read(name, value) for name, value in parameters.items()}
 
 
 def learning_rate_factors(

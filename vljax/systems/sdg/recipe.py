@@ -79,7 +79,12 @@ def get_config() -> ConfigDict:
             "accumulate": 1,
             "ema_decay": 0.995,
             "optimizer": get_optimizer_config(
-                learning_rate=2e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0
+                name="muon",
+                learning_rate=6e-3,
+                b2=0.99,
+                schedule="cosine",
+                warmup_steps=50,
+                clip_norm=1.0,
             ),
         },
         "clip": {
@@ -120,15 +125,15 @@ def get_config() -> ConfigDict:
     # Pictures drawn during training.
     config.samples = {"count": 16, "sampler": "ddim", "steps": "50"}
     # Scales that `generate` takes where none is given.
-    config.guidance = {"text": 100.0, "image": 100.0, "structure": 100.0, "style": 1000.0}
+    config.guidance = {"text": 10.0, "image": 10.0, "structure": 10.0, "style": 100.0}
     # What `evaluate` asks for: so many texts ("scenes": captions; "faces": the 400 instructions; or
     # a file with a text a line) and reference pictures, so many pictures of each, at these scales.
     config.evaluation = {
         "instructions": "scenes",
         "guidances": 24,
         "images_each": 4,
-        "text_scales": (0.0, 25.0, 50.0, 100.0),
-        "image_scales": (25.0, 50.0, 100.0),
+        "text_scales": (0.0, 3.0, 10.0, 30.0),
+        "image_scales": (3.0, 10.0, 30.0),
         "ilvr_factors": (4, 8),
         "real": 1000,
     }

@@ -70,7 +70,7 @@ def inside_outside(
     strength: Float[Array, ""] | float = 1.0,
     split: tuple[int, int] | None = SPLIT,
     tokens: int = TOKENS,
-    token_scale: Float[Array, " tokens"] | float = 1.0,
+    token_scale: Float[Array, "#b tokens"] | float = 1.0,
     rule: Literal["corner", "centre"] = "corner",
     record: Callable[[Place], bool] = lambda place: False,
 ) -> Control:
@@ -83,7 +83,7 @@ def inside_outside(
         split: How many tokens belong to the inside and to the outside, see `token_mask`; None
             leaves cross-attention as it is.
         tokens: Length of the context.
-        token_scale: Factor on each token's column, see `token_mask`.
+        token_scale: Factor on each token's column, see `token_mask`; may differ by example.
         rule: See `resize_nearest`.
         record: Says at which places the masked maps of all heads are handed out, [b heads n m]
             float32.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vljax.errors import RunError, UserError
+from vljax.models.autoencoder import current_names
+from vljax.models.clip import TextTransformer
 from vljax.models.parameters import variables, with_parameters
 
 Model = TypeVar("Model")
@@ -28,13 +30,31 @@ FOLDER_NAMES = (
 )
 
 
+def _text_names(tensors: Tensors) -> Tensors:
+    """A text tower's tensors by our names."""
+    prefix = "text_model."
+    # Since version 5 `transformers` writes a lone text tower without the prefix.
+    return TextTransformer.published_names(
+        {prefix + name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    )
+
+
+# The parts of a Stable Diffusion pipeline, with what brings their tensors' names to ours.
+_PIPELINE: dict[str, Callable[[Tensors], Tensors]] = {
+    "vae": current_names,
+    "unet": lambda tensors: tensors,
+    "text_encoder": _text_names,
+}
+
+
 def load(model: Model, path: str | os.PathLike, *, ignore: Sequence[str] = ()) -> Model:
     """The same model with the weights of a published checkpoint, in float32.
 
     Args:
         model: Gives names, shapes and layouts; may come from `jax.eval_shape`.
         path: A `.safetensors`, `.pt`, `.pth` or `.bin` file, a `.index.json` of a sharded
-            checkpoint, or a folder that holds one of them (`diffusers`, `transformers`).
+            checkpoint, a folder that holds one of them (`diffusers`, `transformers`), or the
+            folder of a whole Stable Diffusion pipeline.
         ignore: Prefixes of tensors that may be surplus (buffers, parts that are not used).
 
     Raises:
@@ -126,10 +146,20 @@ def to_published(value: np.ndarray, variable: nnx.Variable) -> np.ndarray:
 def read_tensors(path: str | os.PathLike) -> Tensors:
     """All tensors of a checkpoint by name, as numpy arrays; half precision becomes float32.
 
+    Of a Stable Diffusion pipeline's folder, those of its autoencoder, U-Net and text tower, by the
+    names of `vljax.models.stable_diffusion`.
+
     Raises:
         UserError: nothing readable is there.
     """
-    path = _locate(Path(path))
+    path = Path(path)
+    if (path / "unet").is_dir():
+        return {
+            f"{part}.{name}": tensor
+            for part, current in _PIPELINE.items()
+            for name, tensor in current(read_tensors(path / part)).items()
+        }
+    path = _locate(path)
     if path.name.endswith(".index.json"):
         shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
         return {n: t for shard in shards for n, t in read_tensors(path.with_name(shard)).items()}

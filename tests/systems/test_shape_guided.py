@@ -1,0 +1,483 @@
+"""Shape-Guided Diffusion through its doors, on networks of random weights; and its stages."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from vljax import evaluate, generate, pretrained, train
+from vljax.data.scenes import VOCABULARY
+from vljax.data.shape_prompts import ShapePrompts
+from vljax.data.tokenizers import open_tokenizer, train_tokenizer
+from vljax.doors import open_run, parse_config
+from vljax.errors import UserError
+from vljax.models.parameters import named_parameters, variables, with_parameters
+from vljax.systems import shape_guided
+from vljax.systems.shape_guided.evaluation import open_edits
+from vljax.systems.shape_guided.model import (
+    METHODS,
+    Settings,
+    Wish,
+    edit,
+    make_request,
+    make_tokenizer,
+)
+from vljax.systems.shape_guided.training import inpaint_start, stages
+from vljax.systems.shape_guided.use import read_mask, to_working_size, working_size
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+RECIPE = str(ROOT / "configs" / "shape_guided_coco.py")
+TINY = (
+    *("--config", RECIPE, "--config.compilation_cache="),
+    "--config.model.vae.block_out_channels=(8, 8)",
+    "--config.model.unet.block_out_channels=(8,)",
+    "--config.model.unet.attention_levels=(True,)",
+    "--config.model.unet.num_heads=(2,)",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Stable Diffusion folder as `diffusers` and `transformers` write it, but small."""
+    folder = tmp_path_factory.mktemp("sd")
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(VOCABULARY, 2000)
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(folder / "tokenizer" / "tokenizer.json")
+    parts = {
+        "unet": diffusers.UNet2DConditionModel(
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=8,
+        ),
+        "vae": diffusers.AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=8,
+        ),
+        "text_encoder": transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(
+                hidden_size=16,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                vocab_size=tokenizer.vocabulary_size,
+            )
+        ),
+    }
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def editing(folder):
+    """Flags that load it."""
+    return (
+        *("--config", f"{RECIPE}:{DATA / 'shape_prompts'}", "--config.compilation_cache="),
+        *(f"--config.pretrained.sd={folder}", "--config.data.image_size=32"),
+        *("--steps", "leading2", "--config.model.unet.dtype=float32"),
+    )
+
+
+@pytest.fixture(scope="module")
+def opened(editing, tmp_path_factory):
+    """The model that these flags load."""
+    out = ("--out", str(tmp_path_factory.mktemp("out")))
+    return open_run((*editing, *out), "vljax.generate", None, "generated")
+
+
+def read_flags(*flags):
+    parser = argparse.ArgumentParser()
+    shape_guided.add_generate_flags(parser)
+    return parser.parse_args(flags)
+
+
+@pytest.fixture
+def compilations():
+    """Counts programs compiled since the last look."""
+    names = []
+
+    def listen(name, *_, **__):
+        if "backend_compile" in name:
+            names.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+
+    def count():
+        found = len(names)
+        names.clear()
+        return found
+
+    yield count
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def photograph(path, size, mode="RGB", seed=0, **saving):
+    """A noisy picture (height, width) in a file."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 4), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **saving)
+    return path
+
+
+def mask(path, size, box=(0.2, 0.3, 0.7, 0.8), values=(0, 255)):
+    """A rectangle from top, left to bottom, right (shares) in a file."""
+    pixels = np.full(size, values[0], np.uint8)
+    top, left, bottom, right = (
+        round(share * side) for share, side in zip(box, (*size, *size), strict=True)
+    )
+    pixels[top:bottom, left:right] = values[1]
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def test_edits_compile_once(editing, opened, tmp_path, compilations):
+    """Every kind of photograph and mask, prompt, seed, scale: two programs do."""
+
+    def run(name, photo, shape, *flags, source="a circle"):
+        files = ("--image", str(photo), "--mask", str(shape), "--source_prompt", source)
+        if name == "first":
+            assert generate.main((*editing, *files, *flags, "--out", str(tmp_path / name))) == 0
+        else:
+            args = read_flags(*files, *flags, "--steps", "leading2")
+            shape_guided.generate(opened.model, opened.config, args, tmp_path / name)
+        return read(tmp_path / name / "edited.png")
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos = {
+        "plain": photograph(tmp_path / "plain.png", (48, 48)),
+        "grey": photograph(tmp_path / "grey.jpg", (33, 33), "L"),
+        "rgba": photograph(tmp_path / "rgba.png", (40, 40), "RGBA"),
+        "rotated": photograph(tmp_path / "rotated.jpg", (40, 42), exif=exif),
+        "tiny": photograph(tmp_path / "tiny.png", (3, 3)),
+        "huge": photograph(tmp_path / "huge.png", (900, 900)),
+    }
+    shape = mask(tmp_path / "mask.png", (48, 48))
+    first = run("first", photos["plain"], shape, "--edit_prompt", "a red circle")
+    assert compilations() > 0
+    photo, inside = read(photos["plain"]), read(shape) == 255
+    assert first.shape == photo.shape
+    np.testing.assert_array_equal(first[~inside], photo[~inside])
+    assert (first[inside] != photo[inside]).any(-1).mean() > 0.9
+    sheet = Image.open(tmp_path / "first" / "sheet.png")
+    assert sheet.width > 3 * 64
+    assert sheet.text["keep"] == "outside"
+
+    for name, photo in photos.items():
+        with Image.open(photo) as picture:
+            width, height = picture.size[:: -1 if name == "rotated" else 1]
+        other = mask(tmp_path / f"{name}_mask.png", (height, width), box=(0.0, 0.3, 0.6, 1.0))
+        flags = ("--edit_prompt", f"a {name} star", "--seed", "7", "--guidance_scale", "1.5")
+        edited = run(name, photo, other, *flags, source="a blue square")
+        assert edited.shape == (height, width, 3)
+    assert compilations() == 0, "another photograph, mask, prompt, seed or scale compiled something"
+
+    # The other side of the shape, and both, and a mask that is everything.
+    outside = run("outside", photos["plain"], shape, "--edit_background", "a dark background")
+    np.testing.assert_array_equal(outside[inside], read(photos["plain"])[inside])
+    both = ("--edit_prompt", "a star", "--edit_background", "a dark background")
+    run("both", photos["plain"], shape, *both)
+    with Image.open(tmp_path / "both" / "sheet.png") as sheet:
+        assert sheet.text["keep"] == "nothing"
+    full = mask(tmp_path / "full.png", (48, 48), box=(0, 0, 1, 1))
+    run("full", photos["plain"], full)
+    # The published code's scaling of tokens and mixing of noise.
+    run("code", photos["plain"], shape, "--token_scale", "2.5", "--noise_mixing", "0.3")
+    assert compilations() == 0
+
+    run("maps", photos["plain"], shape, "--edit_prompt", "a red star", "--attention_maps")
+    maps = Image.open(tmp_path / "maps" / "attention.png")
+    # A row for each of a, red, star and background.
+    assert maps.height > 4 * 96
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--edit_prompt", "red " * 39), "edit 'red red.*has 39 tokens, but a side .* takes 38"),
+        (("--source_background", "red " * 60), "source_outside .* has 60 tokens"),
+        (("--source_prompt", ""), "--source_prompt is missing"),
+        (("--image", "nothing.png"), "nothing.png cannot be read"),
+        (("--mask", ""), "the model cannot infer one: give --mask"),
+        (("--noise_mixing", "2"), "--noise_mixing=2.0"),
+        (("--method", "inpaint"), "the model cannot inpaint"),
+        (("--method", "blended"), "needs CLIP's image tower"),
+        (("--method", "sdedit", "--attention_maps"), "there are none of --method sdedit"),
+        (("--steps", "many"), "'many' is not understood"),
+    ],
+)
+def test_mistakes_in_one_line(opened, tmp_path, flags, words):
+    photo = photograph(tmp_path / "photo.png", (32, 32))
+    shape = mask(tmp_path / "mask.png", (32, 32))
+    files = ("--image", str(photo), "--mask", str(shape), "--source_prompt", "a circle")
+    args = read_flags(*files, *flags)
+    with pytest.raises(UserError, match=words):
+        shape_guided.generate(opened.model, opened.config, args, tmp_path)
+
+
+def test_masks_as_people_make_them(tmp_path):
+    expected = read(mask(tmp_path / "plain.png", (20, 30))) == 255
+    size = (20, 30)
+    np.testing.assert_array_equal(read_mask(tmp_path / "plain.png", size), expected)
+    black = mask(tmp_path / "black.png", size, values=(255, 0))
+    np.testing.assert_array_equal(read_mask(black, size, invert=True), expected)
+    soft = mask(tmp_path / "soft.png", size, values=(100, 150))
+    np.testing.assert_array_equal(read_mask(soft, size), expected)
+    # White on transparent, and black on transparent, as drawing programs save them.
+    for name, colour, invert in (("white", 255, False), ("dark", 0, True)):
+        pixels = np.full((*size, 4), colour, np.uint8)
+        pixels[..., 3] = 255 * expected
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        found = read_mask(tmp_path / f"{name}.png", size, invert=invert)
+        np.testing.assert_array_equal(found, expected)
+    larger = read_mask(tmp_path / "plain.png", (200, 300))
+    np.testing.assert_array_equal(larger, expected.repeat(10, 0).repeat(10, 1))
+    # A pixel's rounding of the proportions is no other shape.
+    assert read_mask(tmp_path / "plain.png", (21, 31)).shape == (21, 31)
+    empty = mask(tmp_path / "empty.png", size, values=(0, 0))
+    for path, wanted, words in (
+        (empty, size, "marks nothing"),
+        (tmp_path / "dark.png", size, "marks nothing"),
+        (tmp_path / "plain.png", (30, 20), "30×20 and the photograph, as it is shown, 20×30"),
+        (tmp_path / "none.png", size, "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_mask(path, wanted)
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        ((480, 640), (448, 576)),
+        ((512, 512), (512, 512)),
+        ((1, 1), (512, 512)),
+        ((6000, 4000), (640, 448)),
+        ((20, 5000), (64, 1024)),
+    ],
+)
+def test_the_working_size_keeps_proportions(photo, expected):
+    assert working_size(*photo, 512, 64) == expected
+    image, shape = to_working_size(
+        np.zeros((4, 6, 3), np.uint8), np.eye(4, 6, dtype=bool), expected
+    )
+    assert image.shape == (*expected, 3)
+    assert shape.shape == expected
+
+
+def test_a_folder_that_does_not_fit_is_refused_with_the_whole_list(folder, tmp_path):
+    for part in folder.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    (tmp_path / "unet").unlink()
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text((folder / "unet/config.json").read_text())
+    tensors = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    del tensors["conv_in.bias"]
+    tensors["extra.weight"] = np.zeros(3, np.float32)
+    tensors["conv_out.bias"] = np.zeros(5, np.float32)
+    save_file(tensors, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    flags = (*("--config", f"{RECIPE}:x"), f"--config.pretrained.sd={tmp_path}")
+    with pytest.raises(UserError) as error:
+        generate.main((*flags, "--out", str(tmp_path)))
+    for words in (
+        "1 missing: unet.conv_in.bias",
+        "1 surplus: unet.extra.weight",
+        "1 misshapen: unet.conv_out.bias",
+    ):
+        assert words in str(error.value)
+
+
+def test_a_folder_that_predicts_something_else_is_refused(folder, tmp_path):
+    for part in folder.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    (tmp_path / "scheduler").mkdir()
+    said = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    flags = (*("--config", f"{RECIPE}:x"), f"--config.pretrained.sd={tmp_path}")
+    with pytest.raises(UserError, match=r"give --config\.diffusion\.prediction=v"):
+        generate.main((*flags, "--out", str(tmp_path)))
+
+
+def test_shape_prompts_become_edits_of_one_size():
+    prompts = DATA / "shape_prompts"
+    if not prompts.is_dir():
+        pytest.skip(f"{prompts} is not there: it holds a photograph of ShapePrompts")
+    flags = ("--config", f"{RECIPE}:{prompts}", "--config.data.annotations=one_image.json")
+    config, _ = parse_config(flags)
+    edits = open_edits(config, 5)
+    assert edits.image.shape == (len(edits.wishes), 512, 512, 3)
+    assert 0.02 < edits.shape[0].mean() < 0.5
+    assert edits.source_names == edits.edit_names == [w.source for w in edits.wishes]
+
+
+def test_photographs_are_not_trained_on():
+    config, _ = parse_config(("--config", f"{RECIPE}:DIR"))
+    with pytest.raises(UserError, match=r"not trained on photographs.*--config.pretrained.sd"):
+        stages(config)
+
+
+@pytest.mark.slow
+def test_the_published_recipe_describes_stable_diffusion():
+    config, _ = parse_config(("--config", f"{RECIPE}:DIR"))
+    model = jax.eval_shape(lambda: shape_guided.make_model(config))
+    sizes = {
+        name: sum(p.size for p in named_parameters(part).values())
+        for name, part in (
+            ("unet", model.sd.unet),
+            ("vae", model.sd.vae),
+            ("text", model.sd.text_encoder),
+        )
+    }
+    assert sizes == {"unet": 859_520_964, "vae": 83_653_863, "text": 123_060_480}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A model with every part, its weights drawn by numpy: nothing compiles for them."""
+    config, _ = parse_config(TINY)
+    skeleton = jax.eval_shape(lambda: shape_guided.make_model(config))
+    rng = np.random.default_rng(0)
+    drawn = {
+        name: 0.1 * rng.standard_normal(value.shape, dtype=np.float32)
+        for name, value in named_parameters(skeleton).items()
+    }
+    return config, with_parameters(skeleton, drawn)
+
+
+def test_every_stage_has_a_loss_of_its_batches(tiny):
+    config, model = tiny
+    names = []
+    for stage in stages(config):
+        example = stage.transform(stage.source[0], np.random.default_rng(0))
+        batch = {name: np.stack([value] * 2) for name, value in example.items()}
+        loss, metrics = jax.eval_shape(stage.loss, model, batch, jax.random.key(0))
+        assert loss.shape == ()
+        assert all(value.shape == () for value in metrics.values())
+        assert any(re.match(pattern, n) for n in variables(model) for pattern, _ in stage.train)
+        names.append(stage.name)
+    assert names == ["clip", "autoencoder", "diffusion", "inpaint", "segmenter"]
+
+
+@pytest.mark.slow
+def test_every_stage_trains(tmp_path):
+    flags = [f"--config.stages.{name}.num_steps=2" for name in shape_guided.get_config().stages]
+    flags += [f"--config.stages.{name}.optimizer.warmup_steps=1" for name in ("clip", "inpaint")]
+    assert train.main((*TINY, *flags, "--workdir", str(tmp_path))) == 0
+    assert len(list((tmp_path / "weights").iterdir())) == 5
+
+
+def test_inpainting_begins_as_the_trained_network(tiny):
+    """Blind to mask and surroundings, it predicts what the text-to-image network does."""
+    _, model = tiny
+    x, seen = jax.random.normal(jax.random.key(0), (2, 1, 4, 4, 5))
+    context = jax.random.normal(jax.random.key(1), (1, 25, 64))
+
+    @jax.jit
+    def predictions(model):
+        begun, t = inpaint_start(model), jnp.zeros(1)
+        both = jnp.concatenate([x[..., :4], seen], axis=-1)
+        return begun.inpaint(both, t, context), begun.sd.unet(x[..., :4], t, context)
+
+    ours, theirs = predictions(model)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_captions_are_dropped_as_often_as_asked():
+    config, _ = parse_config((*TINY, "--config.diffusion.caption_dropout=0.5"))
+    stage = next(stage for stage in stages(config) if stage.name == "diffusion")
+    generator = np.random.default_rng(0)
+    tokens = [stage.transform(stage.source[i], generator)["tokens"] for i in range(200)]
+    empty = make_tokenizer(config)([""], 25)[0]
+    dropped = np.mean([(row == empty).all() for row in tokens])
+    assert 0.35 < dropped < 0.65
+
+
+def judged(tiny, folder, *flags):
+    """Rows made here and the paper's, by the door, of a run that holds the tiny model."""
+    config, model = tiny
+    layouts = variables(model)
+    tensors = {
+        name: pretrained.to_published(np.asarray(value), layouts[name])
+        for name, value in named_parameters(model).items()
+    }
+    pretrained.write_tensors(tensors, folder / "weights" / "diffusion.safetensors")
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    flags = (*flags, "--num_images", "3", "--batch_size", "2", "--steps", "leading2")
+    assert evaluate.main(("--workdir", str(folder), *flags)) == 0
+    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    rows = results["table 5.2"]
+    assert results["edits"] == 3
+    assert (folder / "evaluation" / "edits.png").exists()
+    here = [row for row in rows if row["source"] == "here"]
+    assert len(rows) - len(here) == 11
+    return here
+
+
+def test_evaluate_makes_rows_of_the_table(tiny, tmp_path):
+    real, copied, free = judged(tiny, tmp_path, "--methods", "sdedit")
+    assert [row["method"] for row in (real, copied, free)] == [
+        "Real images",
+        "SDEdit + Shape",
+        "SDEdit, nothing copied",
+    ]
+    # An unedited picture has its own shape and keypoints; what knows nothing has neither.
+    assert real["mIoU"] > 85
+    assert real["KW-mIoU"] > 85
+    assert real["background PSNR"] > 100
+    assert copied["mIoU"] < 50
+    assert {"KW-mIoU", "mIoU", "FID", "CLIP", "background PSNR"} < copied.keys()
+    table = (tmp_path / "evaluation" / "results.md").read_text()
+    assert "| here | given | SDEdit + Shape |" in table
+    assert "| paper, table 5.2 | given | Ours | 53.3 |" in table
+
+
+@pytest.mark.slow
+def test_evaluate_makes_the_whole_table(tiny, tmp_path):
+    """Every method, with given and inferred shapes; minutes of compilation."""
+    rows = judged(tiny, tmp_path)
+    assert len(rows) == 15
+    assert {row["shape"] for row in rows} == {"", "given", "inferred"}
+
+
+@pytest.mark.slow
+def test_a_photograph_at_the_published_architecture():
+    """One annotated photograph end to end at Stable Diffusion 1.5's size; random weights: plumbing.
+
+    About 8 GB of memory and minutes.
+    """
+    prompts, merges = DATA / "shape_prompts", DATA / "clip"
+    if not prompts.is_dir():
+        pytest.skip(f"{prompts} is not there: it holds a photograph of ShapePrompts")
+    source = ShapePrompts(prompts / "one_image.json", prompts)
+    example = source[0]
+    config, _ = parse_config(("--config", f"{RECIPE}:{prompts}"))
+    model = jax.jit(lambda: shape_guided.make_model(config))()
+    tokenizer = open_tokenizer(next(merges.glob("bpe*")))
+    size = working_size(*example["image"].shape[:2], 512, model.sd.multiple)
+    image, shape = to_working_size(example["image"], example["edit_mask"], size)
+    assert size == (448, 576)
+    wish = Wish(example["source_prompt"], example["edit_prompt"])
+    request = make_request(tokenizer, 77, image[None], shape[None], [wish])
+    made = edit(model, config, METHODS[0], request, Settings(steps="leading2"))
+    assert made.shape == (1, *size, 3)
+    assert made.std() > 0

@@ -1,0 +1,332 @@
+"""`python -m vljax.evaluate` for Shape-Guided Diffusion: table 5.2, with its pictures."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+from ml_collections import ConfigDict
+
+from vljax.data.images import contact_sheet, write_png
+from vljax.data.scenes import Scenes
+from vljax.data.shape_prompts import ShapePrompts
+from vljax.data.tokenizers import Tokenizer
+from vljax.diffusion.pixels import to_unit
+from vljax.errors import UserError
+from vljax.metrics.frechet import frechet_distance, moments
+from vljax.metrics.retrieval import clip_score
+from vljax.metrics.shape import (
+    KeypointDetector,
+    Segmenter,
+    mean_shape_scores,
+    oracle_keypoints,
+    oracle_segmenter,
+    shape_score,
+)
+from vljax.models.clip import CLIP
+from vljax.systems.shape_guided.model import (
+    Request,
+    Settings,
+    ShapeGuided,
+    Wish,
+    edit,
+    invert,
+    make_request,
+    make_tokenizer,
+)
+from vljax.systems.shape_guided.use import find_segmenter, to_working_size
+
+_ROWS = (
+    ("given", "blended", True),
+    ("given", "inpaint", True),
+    ("given", "inpaint", False),
+    ("given", "sdedit", True),
+    ("given", "sdedit", False),
+    ("given", "prompt_to_prompt", True),
+    ("given", "without_ioa", True),
+    ("given", "without_ioa", False),
+    ("given", "shape_guided", True),
+    ("given", "shape_guided", False),
+    ("inferred", "prompt_to_prompt", False),
+    ("inferred", "prompt_to_prompt", True),
+    ("inferred", "without_ioa", True),
+    ("inferred", "shape_guided", True),
+)
+"""The rows that are made here: whose shape, method, whether the background is copied."""
+
+_NAMES = {
+    "blended": "Blended Diffusion",
+    "inpaint": "SD-Inpaint",
+    "sdedit": "SDEdit",
+    "prompt_to_prompt": "P2P",
+    "without_ioa": "Ours (w/o IOA)",
+    "shape_guided": "Ours",
+}
+
+
+def _paper(shape: str, method: str, *values: float | None) -> dict[str, Any]:
+    names = ("KW-mIoU", "mIoU", "FID", "CLIP")
+    row = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    return {"source": "paper, table 5.2", "shape": shape, "method": method, **row}
+
+
+#: The rows of table 5.2, on the test set of MS-COCO ShapePrompts.
+PAPER = (
+    _paper("", "Real images", 83.3, 76.3, None, 0.15),
+    _paper("given", "Blended Diffusion", 23.3, 41.8, 46.2, 0.20),
+    _paper("given", "SD-Inpaint", 38.5, 51.7, 43.7, 0.19),
+    _paper("given", "SDEdit + Shape", 31.0, 49.9, 45.1, 0.21),
+    _paper("given", "P2P + Shape", 46.9, 63.3, 39.6, 0.20),
+    _paper("given", "Ours (w/o IOA)", 43.8, 55.3, 41.5, 0.21),
+    _paper("given", "Ours", 53.3, 63.6, 40.2, 0.21),
+    _paper("inferred", "P2P", 24.2, 64.6, 97.5, 0.26),
+    _paper("inferred", "P2P + Shape", 37.7, 54.0, 51.1, 0.21),
+    _paper("inferred", "Ours (w/o IOA)", 33.0, 46.0, 56.8, 0.22),
+    _paper("inferred", "Ours", 43.0, 54.9, 49.5, 0.22),
+)
+
+
+def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `python -m vljax.evaluate` for this system."""
+    parser.add_argument("--num_images", type=int, default=64, help="edits to judge")
+    parser.add_argument("--batch_size", type=int, default=32, help="how many at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of the first edit's noise")
+    parser.add_argument("--steps", help="of inversion and generation (default: config.samples)")
+    parser.add_argument(
+        "--token_scale",
+        type=float,
+        default=1.0,
+        help="factor on new tokens: 1 as in the paper, 2.5 in the published code",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=tuple(_NAMES), default=tuple(_NAMES), help="rows to make"
+    )
+    parser.add_argument(
+        "--segmenter",
+        metavar="FOLDER",
+        help="a CLIPSeg that infers shapes and, on photographs, judges them",
+    )
+
+
+def evaluate(
+    model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, out: Path
+) -> dict[str, Any]:
+    """Table 5.2 with the paper's rows beside ours, and `edits.png`, a sheet of the first edits.
+
+    Returns:
+        The results by name, as they stand in `results.json`.
+
+    Raises:
+        UserError: a flag cannot be, or the data is not there.
+    """
+    for name in ("num_images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)}: give 1 or more")
+    edits = open_edits(config, args.num_images)
+    judge = Judge(model, config, args, edits)
+    rows = [judge.row("", "Real images", edits.image, edits.source_names)]
+    sheet = [("before", edits.image[:8]), ("shape", _as_pictures(edits.shape[:8]))]
+    shapes: dict[str, Bool[np.ndarray, "n H W"]] = {"given": edits.shape}
+    for kind, method, copies in _ROWS:
+        available = {"inpaint": model.inpaint is not None, "blended": judge.clip is not None}
+        if method not in args.methods or not available.get(method, True):
+            continue
+        if kind == "inferred" and kind not in shapes:
+            if model.segmenter is None and not args.segmenter:
+                continue
+            found = find_segmenter(model, config, args.segmenter)
+            pairs = zip(edits.image, edits.wishes, strict=True)
+            shapes[kind] = np.stack([found(picture, wish.source) for picture, wish in pairs])
+        copied = " + Shape" if method in ("sdedit", "prompt_to_prompt") and copies else ""
+        name = f"{_NAMES[method]}{copied}" + ("" if copies or copied else ", nothing copied")
+        made = np.concatenate(
+            list(_made(model, config, args, edits, shapes[kind], method, copies=copies))
+        )
+        rows.append(judge.row(kind, name, made, edits.edit_names))
+        sheet.append((f"{name}, {kind} shape", made[:8]))
+    write_png(out / "edits.png", contact_sheet(sheet), {})
+    return {
+        "edits": len(edits.image),
+        "segmenter": judge.segmenter_name,
+        "FID": "stand-in: features of the CLIP at hand" if judge.clip else "not made",
+        "table 5.2": [*rows, *PAPER],
+    }
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What is to be edited, at the working size.
+
+    Attributes:
+        image: The pictures.
+        shape: Their objects' shapes.
+        wishes: What to change.
+        source_names: What is there, as a judge knows it.
+        edit_names: What shall be there, as a judge knows it.
+    """
+
+    image: UInt8[np.ndarray, "n H W 3"]
+    shape: Bool[np.ndarray, "n H W"]
+    wishes: Sequence[Wish]
+    source_names: Sequence[str]
+    edit_names: Sequence[str]
+
+
+def open_edits(config: ConfigDict, count: int) -> Edits:
+    """The first edits of the benchmark: ShapePrompts, or objects of scenes in another colour.
+
+    Raises:
+        UserError: the data is not there.
+    """
+    side = config.data.image_size
+    if config.data.name == "scenes":
+        fields = ("image", "edit_mask", "source_prompt", "edit_prompt")
+        source: Any = Scenes(
+            image_size=side,
+            split="val",
+            fields=fields,
+            edit_kinds=("colour",),
+            **{**config.data.scenes, "size": count},
+        )
+    else:
+        folder = Path(config.data.path)
+        source = ShapePrompts(folder / config.data.annotations, folder)
+    examples = [source[i] for i in range(min(count, len(source)))]
+    pairs = [to_working_size(e["image"], e["edit_mask"], (side, side)) for e in examples]
+    on_scenes = config.data.name == "scenes"
+    return Edits(
+        np.stack([image for image, _ in pairs]),
+        np.stack([shape for _, shape in pairs]),
+        [Wish(e["source_prompt"], e["edit_prompt"]) for e in examples],
+        [e["source_prompt"] for e in examples],
+        # A photograph's new object is still of its category ("dog wearing a colorful shirt").
+        [e["edit_prompt" if on_scenes else "source_prompt"] for e in examples],
+    )
+
+
+def _made(
+    model: ShapeGuided,
+    config: ConfigDict,
+    args: argparse.Namespace,
+    edits: Edits,
+    shapes: Bool[np.ndarray, "n H W"],
+    method: str,
+    *,
+    copies: bool,
+) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
+    """The pictures of one row, in batches of one size, so that one program serves."""
+    ours = method in ("shape_guided", "without_ioa")
+    samples = config.samples
+    settings = Settings(args.steps or samples.steps)
+    tokenizer = make_tokenizer(config)
+    for first in range(0, len(edits.image), args.batch_size):
+        chosen = np.arange(first, first + args.batch_size).clip(max=len(edits.image) - 1)
+        request = _request(tokenizer, model, edits, shapes, chosen, args)
+        if not copies:
+            request = request._replace(keep=jnp.zeros_like(request.keep))
+        scale = samples.guidance_scale if ours else samples.baseline_guidance_scale
+        request = request._replace(guidance_scale=jnp.float32(scale))
+        inverted = None
+        if ours or method == "prompt_to_prompt":
+            attention = method == "shape_guided"
+            inverted = invert(model, config, request, settings, attention=attention)
+        pictures = edit(model, config, method, request, settings, inverted)
+        yield pictures[: len(edits.image) - first]
+
+
+def _request(
+    tokenizer: Tokenizer,
+    model: ShapeGuided,
+    edits: Edits,
+    shapes: Bool[np.ndarray, "n H W"],
+    chosen: np.ndarray,
+    args: argparse.Namespace,
+) -> Request:
+    return make_request(
+        tokenizer,
+        model.sd.tokens,
+        edits.image[chosen],
+        shapes[chosen],
+        [edits.wishes[i] for i in chosen],
+        token_scale=args.token_scale,
+        seeds=[args.seed + int(i) for i in chosen],
+    )
+
+
+class Judge:
+    """Makes the columns of a row from its pictures.
+
+    Args:
+        model: Its CLIP, where it has one, gives the CLIP score and the features for FID.
+        config: `data`.
+        args: `segmenter` and `batch_size`.
+        edits: What was edited.
+    """
+
+    def __init__(
+        self, model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, edits: Edits
+    ) -> None:
+        self.edits, self.batch_size = edits, args.batch_size
+        self.segmenter: Segmenter
+        self.detector: KeypointDetector | None
+        if config.data.name == "scenes":
+            self.segmenter, self.detector = oracle_segmenter, oracle_keypoints
+            self.segmenter_name = "the oracle, also for keypoints"
+        else:
+            self.segmenter = find_segmenter(model, config, args.segmenter)
+            self.detector, self.segmenter_name = None, "CLIPSeg; no keypoints"
+        tower = model.sd.text_encoder
+        self.clip = tower if isinstance(tower, CLIP) else None
+        if self.clip is not None:
+            tokens = make_tokenizer(config)([wish.edit for wish in edits.wishes], model.sd.tokens)
+            self.texts = jax.jit(lambda clip, tokens: clip.encode_text(tokens))(self.clip, tokens)
+            self.embed: Callable[[Any], Array] = jax.jit(
+                lambda images, clip=self.clip: clip.encode_image(to_unit(images))
+            )
+            self.real = moments(self.embed, self._parts(edits.image)).finish()
+
+    def row(
+        self,
+        kind: str,
+        method: str,
+        pictures: UInt8[np.ndarray, "n H W 3"],
+        names: Sequence[str],
+    ) -> dict[str, Any]:
+        """The row of a method; shares are in percent.
+
+        Args:
+            kind: Whose shapes.
+            method: Its name.
+            pictures: What it made.
+            names: What shall be in the shapes.
+        """
+        edits = self.edits
+        each = zip(edits.image, pictures, edits.shape, edits.source_names, names, strict=True)
+        scores = mean_shape_scores(shape_score(*one, self.segmenter, self.detector) for one in each)
+        row: dict[str, Any] = {"source": "here", "shape": kind, "method": method}
+        if self.detector is not None:
+            row["KW-mIoU"] = 100 * scores["kw_miou"]
+        row["mIoU"] = 100 * scores["miou"]
+        if self.clip is not None:
+            parts = self._parts(pictures)
+            if kind:
+                row["FID"] = frechet_distance(moments(self.embed, parts).finish(), self.real)
+            seen: Float[Array, "n e"] = jnp.concatenate([self.embed(part) for part in parts])
+            row["CLIP"] = float(clip_score(seen, self.texts, weight=1.0).mean())
+        outside = (pictures.astype(np.float32) - edits.image) ** 2
+        row["background PSNR"] = float(
+            10 * np.log10(255**2 / max(outside[~edits.shape].mean(), 1e-9))
+        )
+        return row
+
+    def _parts(self, images: UInt8[np.ndarray, "n H W 3"]) -> list[np.ndarray]:
+        return np.split(images, range(self.batch_size, len(images), self.batch_size))
+
+
+def _as_pictures(shapes: Bool[np.ndarray, "n H W"]) -> UInt8[np.ndarray, "n H W 3"]:
+    return np.repeat(np.uint8(255) * shapes[..., None], 3, axis=-1)

@@ -1,0 +1,204 @@
+"""How Shape-Guided Diffusion's parts are trained where nothing is published: stages and losses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from vljax.data.datasets import open_source
+from vljax.data.images import image_grid
+from vljax.data.shape_prompts import named_object
+from vljax.data.tokenizers import Tokenizer
+from vljax.diffusion.editing import guided
+from vljax.diffusion.losses import named_loss
+from vljax.diffusion.noise import example_keys, start_noise
+from vljax.diffusion.pixels import to_pixels, to_unit
+from vljax.diffusion.samplers import ddim
+from vljax.errors import UserError
+from vljax.models.clip import CLIP
+from vljax.models.clipseg import segmentation_loss
+from vljax.models.noisy_clip import contrastive_loss
+from vljax.models.parameters import named_parameters, with_parameters
+from vljax.systems.shape_guided.model import (
+    ShapeGuided,
+    inpainting_network,
+    make_process,
+    make_tokenizer,
+)
+from vljax.training.mesh import gather
+from vljax.training.stage import Stage
+
+# The captions from which a picture is drawn during training.
+_SHOWN = ("a photo of a red circle", "a photo of a blue square", "a photo of a green star")
+
+
+def stages(config: ConfigDict) -> list[Stage]:
+    """The training stages; none where Stable Diffusion is published.
+
+    Raises:
+        UserError: the data is not there, or a field cannot be.
+    """
+    if config.pretrained.sd:
+        return []
+    if config.data.name != "scenes":
+        raise UserError(
+            f"data.name={config.data.name!r}: Shape-Guided Diffusion is not trained on "
+            "photographs, give published weights with --config.pretrained.sd=FOLDER"
+        )
+    tokenizer = make_tokenizer(config)
+    length = config.model.text_encoder.context_length
+    pictures = open_source(config.data, fields=("image", "caption"))
+    masked = open_source(config.data, fields=("image", "caption", "masks", "class_ids"))
+
+    def stage(name: str, loss: Callable, part: str, source: Any, transform: Callable) -> Stage:
+        start = inpaint_start if name == "inpaint" else None
+        show = {"autoencoder": reconstructions, "diffusion": drawings}.get(name)
+        return Stage(
+            name=name,
+            loss=loss,
+            train=[(part, 1.0)],
+            source=source,
+            transform=transform,
+            config=config.stages[name],
+            pictures=show(config) if show else None,
+            start=start,
+        )
+
+    captioned = _captioned(tokenizer, length)
+    dropped = _captioned(tokenizer, length, config.diffusion.caption_dropout)
+    listed = [
+        stage("clip", clip_loss, r"sd\.text_encoder\.", pictures, captioned),
+        stage("autoencoder", autoencoder_loss(config), r"sd\.vae\.", pictures, captioned),
+        stage("diffusion", diffusion_loss(config), r"sd\.unet\.", pictures, dropped),
+    ]
+    if config.model.inpaint:
+        loss = diffusion_loss(config, inpaint=True)
+        listed.append(stage("inpaint", loss, r"inpaint\.", masked, dropped))
+    if config.model.segmenter:
+        named = named_object(tokenizer, config.model.segmenter.context_length)
+        listed.append(
+            stage("segmenter", segmenter_loss, r"segmenter\.", masked, named),
+        )
+    return listed
+
+
+Transform = Callable[[dict, np.random.Generator], dict]
+
+
+def _captioned(tokenizer: Tokenizer, length: int, dropout: float = 0.0) -> Transform:
+    """Picture and caption, the caption empty with probability `dropout`; a mask if there is one."""
+
+    def transform(example: dict, generator: np.random.Generator) -> dict:
+        caption = "" if generator.random() < dropout else example["caption"]
+        batch = {"image": example["image"], "tokens": tokenizer([caption], length)[0]}
+        if "masks" in example:
+            batch["mask"] = example["masks"].any(0)
+        return batch
+
+    return transform
+
+
+def clip_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
+    """CLIP's contrastive loss, the temperature learned (Radford et al. 2021, figure 3)."""
+    clip = model.sd.text_encoder
+    assert isinstance(clip, CLIP)
+    scale = jnp.exp(jnp.minimum(clip.logit_scale[...], jnp.log(100.0)))
+    pictures = clip.encode_image(to_unit(batch["image"]))
+    return contrastive_loss(pictures, clip.encode_text(batch["tokens"]), scale), {"scale": scale}
+
+
+def autoencoder_loss(config: ConfigDict) -> Callable:
+    """Squared error and a small divergence from the standard normal (Rombach et al., app. G)."""
+
+    def loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
+        images = to_unit(batch["image"])
+        latents = model.sd.vae.encode(images)
+        decoded = model.sd.vae.decode(latents.sample(key))
+        error = jnp.square(decoded - images).mean()
+        divergence = latents.divergence().mean() / images[0].size
+        metrics = {"mse": error, "divergence": divergence, "latents_std": latents.mean.std()}
+        return error + config.autoencoder.kl_weight * divergence, metrics
+
+    return loss
+
+
+def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
+    """The denoiser's loss under captions; for `inpaint` it sees the picture without the object."""
+    process = make_process(config)
+    simple = named_loss("simple")
+
+    def loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
+        step_key, noise_key = jax.random.split(key)
+        images = to_unit(batch["image"])
+        z0 = model.sd.encode(images)
+        context = model.sd.embed(batch["tokens"])
+        network: Any = model.sd.unet
+        if inpaint:
+            network = inpainting_network(model, images, batch["mask"].astype(jnp.float32))
+        step = jax.random.randint(step_key, (len(z0),), 0, len(process.schedule))
+        noise = jax.random.normal(noise_key, z0.shape)
+
+        def denoiser(z: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Array:
+            return network(z, t, context)
+
+        losses, _ = simple(process, denoiser, z0, step, noise)
+        return losses.mean(), {}
+
+    return loss
+
+
+def inpaint_start(model: ShapeGuided) -> ShapeGuided:
+    """The inpainting network as it begins: the U-Net, blind to its five further channels."""
+    begun = {f"inpaint.{name}": value for name, value in named_parameters(model.sd.unet).items()}
+    name = "inpaint.conv_in.weight"
+    added = named_parameters(model)[name].shape[2] - begun[name].shape[2]
+    begun[name] = jnp.pad(begun[name], ((0, 0), (0, 0), (0, added), (0, 0)))
+    return with_parameters(model, begun)
+
+
+def segmenter_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
+    """CLIPSeg's."""
+    assert model.segmenter is not None
+    return segmentation_loss(model.segmenter, batch)
+
+
+def reconstructions(config: ConfigDict) -> Callable[[ShapeGuided], dict[str, np.ndarray]]:
+    """Draws pictures above what the autoencoder makes of them."""
+    source = open_source(config.data, fields=("image",), held_out=True)
+    images = np.stack([source[i]["image"] for i in range(8)])
+
+    @jax.jit
+    def draw(model: ShapeGuided) -> UInt8[Array, "b h w 3"]:
+        return to_pixels(model.sd.decode(model.sd.encode(to_unit(jnp.asarray(images)))))
+
+    def pictures(model: ShapeGuided) -> dict[str, np.ndarray]:
+        both = np.concatenate([images, gather(draw(model))])
+        return {"reconstructions": image_grid(both, columns=8)}
+
+    return pictures
+
+
+def drawings(config: ConfigDict) -> Callable[[ShapeGuided], dict[str, np.ndarray]]:
+    """Draws pictures of captions, the same seeds each time."""
+    process = make_process(config, config.samples.steps)
+    tokenizer = make_tokenizer(config)
+    length = config.model.text_encoder.context_length
+    texts = [_SHOWN[i % len(_SHOWN)] for i in range(config.samples.count)]
+    tokens, empty = tokenizer(texts, length), tokenizer([""], length)
+
+    @jax.jit
+    def draw(model: ShapeGuided) -> UInt8[Array, "b h w 3"]:
+        side = config.data.image_size // model.sd.shrink
+        channels = model.sd.unet.conv_in.weight.shape[2]
+        noise = start_noise(
+            example_keys(jax.random.key(config.seed), len(texts)), (side, side, channels)
+        )
+        context, nothing = model.sd.embed(jnp.asarray(tokens)), model.sd.embed(jnp.asarray(empty))
+        denoiser = guided(model.sd.unet, context, nothing, config.samples.guidance_scale)
+        return to_pixels(model.sd.decode(ddim(process, denoiser, noise, clip=False)))
+
+    return lambda model: {"captions": image_grid(gather(draw(model)), columns=len(_SHOWN))}

@@ -1,0 +1,54 @@
+"""Order recovery: the setting of tables 3.2 and 3.3.
+
+A decoder is trained on one batch of captions, in common-first order, until it writes each of them
+perfectly; then it stays, and a fresh permutation network has to find that order again by Algorithm
+1. `python -m vljax.evaluate` tells its normalised Levenshtein distance to common-first. The cells
+of the tables differ in `--config.model.permutation.scheme`, `.distribution` and
+`--config.num_orders`; `--config.pretrained.decoder=W/weights/decoder.safetensors` spares the first
+stage.
+
+`--config configs/voi_order_recovery.py` alone uses captions of embedded scenes;
+`--config configs/voi_order_recovery.py:DIR` the captions and pictures in DIR (`captions/*.txt`,
+`images/*.jpg`), whose pixels on a grid are the regions. Widths are reduced for two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from vljax.systems import voi
+
+
+def get_config(data_dir: str | None = None) -> ConfigDict:
+    """The recipe; `data_dir` is a folder of pictures and captions."""
+    config = voi.get_config()
+    config.about = "Order recovery (tables 3.2 and 3.3) at a reduced width."
+    if data_dir is None:
+        config.data.scenes.size = 25
+    else:
+        config.data.update(
+            {"name": "coco", "path": data_dir, "features": "pixels", "split": "train2017"}
+        )
+        config.data.update({"max_source": 49, "max_target": 24})
+    config.label_smoothing = 0.0
+    config.model.update({"layers": 2, "features": 64, "hidden": 128, "heads": 4})
+    adam = {"clip_norm": 1.0, "b2": 0.999}
+    config.stages = {
+        "decoder": voi.get_stage_config(
+            config,
+            order="common",
+            trains="decoder",
+            num_steps=600,
+            batch_size=25,
+            optimizer={**adam, "learning_rate": 2e-3, "warmup_steps": 50},
+        ),
+        "permutation": voi.get_stage_config(
+            config,
+            order="voi",
+            trains="permutation",
+            entropy=(0.3, 0.001),
+            num_steps=3000,
+            batch_size=25,
+            optimizer={**adam, "learning_rate": 5e-4},
+        ),
+    }
+    config.log.pictures_every = 0
+    return config

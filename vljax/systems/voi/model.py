@@ -1,0 +1,139 @@
+"""The model of VOI, its orders, and the data it is made for."""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Int, Key
+from ml_collections import ConfigDict
+
+from vljax.data.text import Text, open_text
+from vljax.models.insertion_decoder import InsertionDecoder
+from vljax.models.parameters import named_parameters, with_parameters
+from vljax.models.permutation_network import PermutationNetwork
+from vljax.ops.insertion import movable
+from vljax.ops.permutations import PlackettLuce
+from vljax.systems.voi.recipe import order_of
+
+
+class VOI(nnx.Module):
+    """The model: `decoder`, and for the order `"voi"` `permutation` (otherwise None)."""
+
+    def __init__(self, config: ConfigDict, source: Text, *, rngs: nnx.Rngs) -> None:
+        fields = config.model.to_dict()
+        own = fields.pop("permutation")
+        sizes = (source.vocabulary.size, source.feature_size, fields.pop("layers"))
+        rate = fields.pop("dropout_rate")
+        self.decoder = InsertionDecoder(*sizes, dropout_rate=rate, rngs=rngs, **fields)
+        uses = [order_of(stage) for stage in config.stages.values()]
+        self.permutation = (
+            PermutationNetwork(*sizes, rngs=rngs, **(fields | own)) if "voi" in uses else None
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _open(data: str, held_out: bool) -> Text:
+    return open_text(ConfigDict(json.loads(data)), held_out=held_out)
+
+
+def open_source(config: ConfigDict, *, held_out: bool = False) -> Text:
+    """The training examples, or those to evaluate on; opened once."""
+    return _open(json.dumps(config.data.to_dict(), sort_keys=True), held_out)
+
+
+class Remembered:
+    """A small source whose examples are read once.
+
+    Order recovery passes over the same few pictures thousands of times; decoding them anew would
+    take ten times as long as the step.
+    """
+
+    def __init__(self, source: Text) -> None:
+        self.source = source
+        self._examples: dict[int, dict[str, Any]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """The source's."""
+        return self.source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self._examples:
+            self._examples[index] = self.source[index]
+        return self._examples[index]
+
+
+def make_model(config: ConfigDict) -> VOI:
+    """The model at its random start; what a stage shares starts equal in both networks.
+
+    Raises:
+        UserError: the data, whose vocabulary it needs, is not there, or a field cannot be.
+    """
+    model = VOI(config, open_source(config), rngs=nnx.Rngs(config.seed))
+    if model.permutation is None or not any(s.shared for s in config.stages.values()):
+        return model
+    names = named_parameters(model)
+    return with_parameters(model, {name: names[other] for name, other in shared_names(names)})
+
+
+def shared_names(names: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The parameters of φ that θ has too, with θ's name for them."""
+    for name in names:
+        if name.startswith("permutation.source."):
+            yield name, name.replace("permutation.", "decoder.", 1)
+
+
+def tied(model: VOI) -> VOI:
+    """The model as if both networks had one table of words and one source encoder.
+
+    Both copies get the sum of both gradients: equal at the start, they stay equal.
+    """
+    names = named_parameters(model)
+    values = {}
+    for name, other in shared_names(names):
+        own = names[name]
+        values[name] = values[other] = names[other] + (own - jax.lax.stop_gradient(own))
+    return with_parameters(model, values)
+
+
+def fixed_orders(
+    order: str,
+    tokens: Int[Array, "b n"],
+    mask: Bool[Array, "b n"],
+    frequencies: Int[np.ndarray, " v"],
+    key: Key[Array, ""] | None = None,
+) -> Int[Array, "b n"]:
+    """Orders that are not learnt (thesis, section 3.5).
+
+    Args:
+        order: `"l2r"`, `"r2l"`, `"random"`, or `"common"` and `"rare"`: by falling and by rising
+            frequency of the words, equals from left to right.
+        tokens: Framed targets.
+        mask: Their valid entries.
+        frequencies: Of the words.
+        key: For `"random"`.
+    """
+    words, places = movable(mask), jnp.arange(tokens.shape[1])
+    match order:
+        case "l2r":
+            return jnp.broadcast_to(places, tokens.shape).astype(jnp.int32)
+        case "r2l":
+            scores = jnp.broadcast_to(places, tokens.shape)
+        case "random":
+            assert key is not None
+            return PlackettLuce(jnp.zeros(tokens.shape), words).sample(key)
+        case "common":
+            scores = jnp.asarray(frequencies, jnp.float32)[tokens]
+        case "rare":
+            scores = -jnp.asarray(frequencies, jnp.float32)[tokens]
+        case _:
+            raise ValueError(f"{order!r} is not fixed")
+    return PlackettLuce(scores.astype(jnp.float32), words).mode()

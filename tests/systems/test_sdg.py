@@ -210,6 +210,7 @@ def test_the_face_instructions():
     assert sum(" woman " in text for text in texts) == 200
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REFERENCES.is_dir(), reason="needs ../shared/data/sdg_reference")
 def test_published_reference_pictures_guide(workdir, tmp_path):
     """Each of the SDG authors' reference pictures goes through the door."""

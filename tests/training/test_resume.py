@@ -134,11 +134,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(run, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     output = run(tmp_path, *flags, expect=1, preexec_fn=limit)
-    assert "stopped: " in output
+    # The storage library's own threads may complain around it, and even within its line.
+    assert output.count("stopped: ") == 1
     assert "could not be written" in output
     assert "checkpoint 10 is whole" in output
-    # The storage library's own threads may complain around it; ours is one line.
-    assert sum(line.startswith("stopped: ") for line in output.splitlines()) == 1
     assert "vljax/training" not in output
     assert "resuming from step 10 of 20" in run(tmp_path, *flags)
 

@@ -1,5 +1,7 @@
 """The fields of an SDG run: a small recipe on scenes, and the published settings."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
@@ -87,32 +89,8 @@ def get_config() -> ConfigDict:
                 clip_norm=1.0,
             ),
         },
-        "clip": {
-            "batch_size": 64,
-            "num_steps": 600,
-            "accumulate": 1,
-            "ema_decay": 0.0,
-            "optimizer": get_optimizer_config(
-                learning_rate=1e-3,
-                schedule="cosine",
-                warmup_steps=30,
-                clip_norm=1.0,
-                weight_decay=1e-3,
-            ),
-        },
-        "noisy_clip": {
-            "batch_size": 64,
-            "num_steps": 600,
-            "accumulate": 1,
-            "ema_decay": 0.0,
-            "optimizer": get_optimizer_config(
-                learning_rate=1e-3,
-                schedule="cosine",
-                warmup_steps=30,
-                clip_norm=1.0,
-                weight_decay=1e-3,
-            ),
-        },
+        "clip": _get_clip_stage(),
+        "noisy_clip": _get_clip_stage(),
     }
     config.pretrained = {"diffusion": "", "clip": "", "noisy_clip": ""}
     # Split over `tensor`: within a residual block and around attention, one pair of column and
@@ -140,6 +118,23 @@ def get_config() -> ConfigDict:
     config.log.pictures_every = 500
     config.checkpoint.every = 500
     return config
+
+
+def _get_clip_stage() -> dict[str, Any]:
+    """What the stages of both CLIPs have in the small recipe."""
+    return {
+        "batch_size": 64,
+        "num_steps": 600,
+        "accumulate": 1,
+        "ema_decay": 0.0,
+        "optimizer": get_optimizer_config(
+            learning_rate=1e-3,
+            schedule="cosine",
+            warmup_steps=30,
+            clip_norm=1.0,
+            weight_decay=1e-3,
+        ),
+    }
 
 
 def get_published_config(data_name: str, data_dir: str) -> ConfigDict:

@@ -19,4 +19,7 @@ def get_config(data_dir: str | None = None) -> ConfigDict:
         {"model_channels": 128, "num_res_blocks": 1, "attention_resolutions": (16,)}
     )
     config.stages.diffusion.update({"batch_size": 64, "num_steps": 500_000})
+    config.stages.noisy_clip.num_steps = 14_000
+    config.stages.noisy_clip.optimizer.decay_every = 3_000
+    config.evaluation.instructions = "faces"
     return config

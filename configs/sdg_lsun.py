@@ -40,4 +40,6 @@ def get_config(data_dir: str | None = None) -> ConfigDict:
         }
     )
     config.stages.diffusion.update({"batch_size": 256, "num_steps": NUM_STEPS[subset]})
+    config.stages.noisy_clip.num_steps = 100_000
+    config.stages.noisy_clip.optimizer.decay_every = 30_000
     return config

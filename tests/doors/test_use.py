@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -37,26 +36,6 @@ def model_flags(tmp_path_factory):
     }
     pretrained.write_tensors(tensors, file)
     return (*SMALL, f"--config.pretrained.diffusion={file}")
-
-
-@pytest.fixture
-def compilations():
-    """Counts programs compiled since the last look."""
-    names = []
-
-    def listen(name, *_, **__):
-        if "backend_compile" in name:
-            names.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-
-    def count():
-        found = len(names)
-        names.clear()
-        return found
-
-    yield count
-    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def pictures(folder):

@@ -109,26 +109,6 @@ def read_flags(*flags):
     return parser.parse_args(flags)
 
 
-@pytest.fixture
-def compilations():
-    """Counts programs compiled since the last look."""
-    names = []
-
-    def listen(name, *_, **__):
-        if "backend_compile" in name:
-            names.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-
-    def count():
-        found = len(names)
-        names.clear()
-        return found
-
-    yield count
-    jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def photograph(path, size, mode="RGB", seed=0, **saving):
     """A noisy picture (height, width) in a file."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 4), dtype=np.uint8)

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import functools
+import inspect
 import logging
 import os
 import re
@@ -161,10 +162,7 @@ def start_jax(config: ConfigDict, distributed: bool) -> None:
     and `VLJAX_PROCESS_ID` are set, or with `distributed` on clusters that JAX knows (TPU pods,
     SLURM).
     """
-    # A failed write reaches the user once, through `Checkpoints`. Orbax (absl's logger) and
-    # asyncio would print their tracebacks as well, one for every array.
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _quieten_storage()
     if config.compilation_cache:
         folder = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -176,6 +174,23 @@ def start_jax(config: ConfigDict, distributed: bool) -> None:
         )
     elif distributed:
         jax.distributed.initialize()
+
+
+def _quieten_storage() -> None:
+    """A failed write or read of a checkpoint reaches the user once, through `Checkpoints`.
+
+    Without this, every array's traceback would be printed as well: by Orbax (absl's logger) and
+    asyncio, by the coroutines left behind, and by TensorStore's threads, whose errors have no
+    object (those of Python's own threads go to `threading.excepthook`).
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def unraisable(args: "sys.UnraisableHookArgs") -> None:
+        if args.object is not None and not inspect.iscoroutine(args.object):
+            sys.__unraisablehook__(args)
+
+    sys.unraisablehook = unraisable
 
 
 def door(main: Callable[[Sequence[str]], int]) -> Callable[[], None]:

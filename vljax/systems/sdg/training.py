@@ -126,9 +126,13 @@ def clip_loss(model: SDG, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict
     """CLIP's contrast of pictures and texts over the whole batch (Radford et al. 2021)."""
     images = model.clip.encode_image(to_unit(batch["image"]))
     texts = model.clip.encode_text(batch["tokens"])
-    # Never sharper than 100, as in the original.
-    scale = jnp.minimum(jnp.exp(model.clip.logit_scale[...]), 100.0)
+    scale = _sharpness(model)
     return contrastive_loss(images, texts, scale) / 2, {"scale": scale}
+
+
+def _sharpness(model: SDG) -> Float[Array, ""]:
+    """CLIP's learned factor on cosines; never above 100, as in the original."""
+    return jnp.minimum(jnp.exp(model.clip.logit_scale[...]), 100.0)
 
 
 def start_noisy_clip(model: SDG, config: ConfigDict) -> SDG:
@@ -150,7 +154,10 @@ def noisy_clip_loss(config: ConfigDict) -> Callable:
         x_t = q_sample(process.schedule, x0, t, jax.random.normal(noise_key, x0.shape))
         clean = jax.lax.stop_gradient(model.clip.encode_image(x0))
         noisy = model.noisy_clip.encode_image(x_t, t)
-        return contrastive_loss(noisy, clean), {"cosine": cosine_similarity(noisy, clean).mean()}
+        # As sharp as the CLIP was trained: the published ones all ended at 100.
+        scale = jax.lax.stop_gradient(_sharpness(model))
+        cosine = cosine_similarity(noisy, clean).mean()
+        return contrastive_loss(noisy, clean, scale), {"cosine": cosine}
 
     return loss
 

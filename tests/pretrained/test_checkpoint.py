@@ -22,6 +22,7 @@ class Model(nnx.Module):
         self.heads = nnx.List([Linear(4, 6, rngs=rngs), Linear(6, 2, bias=False, rngs=rngs)])
         self.pointwise = Linear(4, 5, published="o i 1 -> i o", rngs=rngs)
         self.words = Embedding(7, 2, rngs=rngs)
+        self.scale = nnx.Param(jax.numpy.float32(2))  # of no axes, as CLIP's logit_scale
 
 
 @pytest.fixture

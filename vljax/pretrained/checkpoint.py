@@ -83,7 +83,8 @@ def assign(
             found = " ".join(map(str, tensor.shape))
             misshapen.append(f"{name} (file: {found}; model, in its own layout: {expected})")
         else:
-            values[name] = np.ascontiguousarray(value, dtype=variable.get_value().dtype)
+            dtype = variable.get_value().dtype
+            values[name] = np.asarray(value, dtype, order="C")
     problems = [
         f"{len(names)} {kind}: {', '.join(names)}"
         for kind, names in (
@@ -140,7 +141,7 @@ def to_published(value: np.ndarray, variable: nnx.Variable) -> np.ndarray:
     if pattern:
         theirs, ours = pattern.split("->")
         value = einops.rearrange(value, f"{ours} -> {theirs}")
-    return np.ascontiguousarray(value)
+    return np.asarray(value, order="C")
 
 
 def read_tensors(path: str | os.PathLike) -> Tensors:

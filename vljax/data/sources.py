@@ -12,6 +12,7 @@ index. What happens then is the pipeline's choice (`on_corrupt` of `vljax.data.p
 import functools
 import hashlib
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -294,11 +295,67 @@ def _save_keys(place: str, keys: np.ndarray) -> bool:
     return True
 
 
-class Tfds:
-    """A data set that TensorFlow Datasets has prepared in a random-access format.
+def open_prepared(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    split: str,
+    decoders: Callable[[Mapping[str, Any], str], Mapping[str, Any]],
+) -> tuple[str, Sequence[Mapping[str, Any]]]:
+    """The records of a data set that TensorFlow Datasets has prepared for random access.
 
-    Only `tfds.data_source` is used: TensorFlow is not imported and nothing is downloaded. Images
-    are decoded by `vljax.data.images`, whatever their number of channels; further features
+    Only `tfds.data_source` is used: TensorFlow is not imported and nothing is downloaded.
+
+    Args:
+        name: Name, or `name/config:version`.
+        data_dir: Folder it was prepared in; None for tensorflow-datasets' own.
+        split: For instance `"train"` or `"train[:90%]"`.
+        decoders: From the data set's features, and how errors call it, the decoders of features
+            that should have one of their own. May raise where features are missing.
+
+    Returns:
+        Name, version and split, as errors call a record's place; and the records.
+
+    Raises:
+        UserError: No such data set or split, not prepared, without random access, or empty.
+    """
+    import tensorflow_datasets as tfds
+
+    what = f"tfds data set '{name}' (split '{split}', data_dir {data_dir})"
+    remedy = (
+        f"prepare it with `tfds build {name.split('/')[0].split(':')[0]} "
+        "--file_format=array_record --data_dir=…`"
+    )
+    if data_dir is not None and not os.path.isdir(data_dir):
+        raise UserError(f"{what}: the data_dir does not exist; check the path or {remedy}")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(f"{what} is unknown; check the name's spelling, or {remedy}") from error
+    if not builder.is_prepared():
+        raise UserError(f"{what} is not prepared there; {remedy}")
+    if split.split("[")[0] not in {*builder.info.splits, "all"}:
+        splits = ", ".join(sorted(builder.info.splits))
+        raise UserError(f"{what} has no such split; choose one of {splits}")
+    try:
+        examples = builder.as_data_source(
+            split=split, decoders=dict(decoders(builder.info.features, what))
+        )
+    except NotImplementedError as error:
+        raise UserError(
+            f"{what} was prepared as {builder.info.file_format.value}, which has no random "
+            f"access; {remedy}"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())}; correct the split") from error
+    if not len(examples):
+        raise UserError(f"{what} is empty; choose another split")
+    return f"{builder.info.full_name} {split}", examples
+
+
+class Tfds:
+    """The pictures of a data set that TensorFlow Datasets has prepared; see `open_prepared`.
+
+    They are decoded by `vljax.data.images`, whatever their number of channels; further features
     (labels, text) come as tensorflow-datasets gives them.
 
     Args:
@@ -316,40 +373,13 @@ class Tfds:
     ):
         import tensorflow_datasets as tfds  # a second's import that other sources need not pay
 
-        what = f"tfds data set '{name}' (split '{split}', data_dir {data_dir})"
-        remedy = (
-            "prepare it with `tfds build "
-            f"{name.split('/')[0].split(':')[0]} --file_format=array_record --data_dir=…`"
-        )
-        if data_dir is not None and not os.path.isdir(data_dir):
-            raise UserError(f"{what}: the data_dir does not exist; check the path or {remedy}")
-        try:
-            builder = tfds.builder(name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError as error:
-            raise UserError(f"{what} is unknown; check the name's spelling, or {remedy}") from error
-        if not builder.is_prepared():
-            raise UserError(f"{what} is not prepared there; {remedy}")
-        if split.split("[")[0] not in {*builder.info.splits, "all"}:
-            splits = ", ".join(sorted(builder.info.splits))
-            raise UserError(f"{what} has no such split; choose one of {splits}")
-        self.image_feature = _image_feature(builder.info.features, what)
-        try:
-            self._examples = builder.as_data_source(
-                split=split, decoders={self.image_feature: tfds.decode.SkipDecoding()}
-            )
-        except NotImplementedError as error:
-            raise UserError(
-                f"{what} was prepared as {builder.info.file_format.value}, which has no random "
-                f"access; {remedy}"
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{what}: {' '.join(str(error).split())}; correct the split") from error
-        if not len(self._examples):
-            raise UserError(f"{what} is empty; choose another split")
-        self.fingerprint = hashlib.sha256(
-            f"{builder.info.full_name} {split} {len(self._examples)}".encode()
-        ).hexdigest()[:16]
-        self._where = f"{builder.info.full_name} {split}"
+        def decoders(features: Mapping[str, Any], what: str) -> dict[str, Any]:
+            self.image_feature = _image_feature(features, what)
+            return {self.image_feature: tfds.decode.SkipDecoding()}
+
+        self._where, self._examples = open_prepared(name, data_dir, split, decoders)
+        told = f"{self._where} {len(self._examples)}"
+        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._examples)

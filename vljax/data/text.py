@@ -56,7 +56,7 @@ from vljax.data.captions import (
 )
 from vljax.data.images import Transform
 from vljax.data.scenes import VOCABULARY
-from vljax.data.sources import CorruptExampleError
+from vljax.data.sources import CorruptExampleError, open_prepared
 from vljax.data.vocabulary import (
     END,
     MARKS,
@@ -222,10 +222,7 @@ def _lines(file: Path) -> tuple[str, ...]:
 
 
 class TfdsPairs:
-    """Two text features of a prepared TensorFlow Datasets data set.
-
-    Only `tfds`' random-access reader is used: TensorFlow is not imported and nothing is
-    downloaded.
+    """Two text features of a data set that TensorFlow Datasets has prepared; see `open_prepared`.
 
     Args:
         name: Name, or `name/config:version`.
@@ -241,40 +238,15 @@ class TfdsPairs:
     fields = ("source", "target")
 
     def __init__(self, name: str, data_dir: str | None, split: str, source: str, target: str):
-        import tensorflow_datasets as tfds  # a second's import that other corpora need not pay
+        def no_decoders(features: Mapping[str, Any], what: str) -> dict[str, Any]:
+            absent = {source, target} - set(features)
+            if absent:
+                named = sorted(absent)[0]
+                raise UserError(f"{what} has no feature {named!r}; choose another data set")
+            return {}
 
-        what = f"data.path={data_dir!r}: {name} (split {split!r})"
-        remedy = (
-            f"prepare it with `tfds build {name.split('/')[0]} --file_format=array_record "
-            "--data_dir=…`"
-        )
-        if data_dir is not None and not os.path.isdir(data_dir):
-            raise UserError(f"{what}: no such folder; check the path, or {remedy}")
-        try:
-            builder = tfds.builder(name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError as error:
-            raise UserError(f"{what} is unknown; check the path, or {remedy}") from error
-        if not builder.is_prepared():
-            raise UserError(f"{what} is not prepared there; {remedy}")
-        if split.split("[")[0] not in builder.info.splits:
-            splits = ", ".join(sorted(builder.info.splits))
-            raise UserError(f"{what} has no such split; choose one of {splits}")
-        absent = {source, target} - set(builder.info.features)
-        if absent:
-            raise UserError(f"{what} has no feature {sorted(absent)[0]!r}; choose another data set")
-        try:
-            self._examples = builder.as_data_source(split=split)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{what} was prepared as {builder.info.file_format.value}, which has no random "
-                f"access; {remedy}"
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{what}: {' '.join(str(error).split())}; correct the split") from error
-        if not len(self._examples):
-            raise UserError(f"{what} is empty; choose another split")
+        self._where, self._examples = open_prepared(name, data_dir, split, no_decoders)
         self._names = source, target
-        self._where = f"{builder.info.full_name} {split}"
         self._span = range(len(self._examples))
 
     @property

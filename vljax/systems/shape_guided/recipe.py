@@ -1,5 +1,7 @@
 """The fields of a Shape-Guided Diffusion run: the small recipe on scenes, and the published one."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
@@ -46,7 +48,7 @@ def get_config() -> ConfigDict:
             "context_features": 64,
             "num_heads": (2, 4),
             "linear_projection": False,
-            "norm_groups": 8,
+            "norm_groups": 32,
             "remat": False,
             "dtype": "float32",
         },
@@ -84,23 +86,26 @@ def get_config() -> ConfigDict:
     # the squared error, both per value of a picture.
     config.autoencoder = {"kl_weight": 3e-4}
 
-    def stage(batch_size: int, num_steps: int, rate: float, ema_decay: float = 0.0) -> dict:
+    def stage(batch_size: int, num_steps: int, ema_decay: float = 0.0, **optimizer: Any) -> dict:
+        fields = {"schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0, **optimizer}
         return {
             "batch_size": batch_size,
             "num_steps": num_steps,
             "accumulate": 1,
             "ema_decay": ema_decay,
-            "optimizer": get_optimizer_config(
-                learning_rate=rate, schedule="cosine", warmup_steps=50, clip_norm=1.0
-            ),
+            "optimizer": get_optimizer_config(**fields),
         }
 
+    def denoiser(num_steps: int) -> dict:
+        muon = {"name": "muon", "learning_rate": 6e-3, "b2": 0.99}
+        return stage(16, num_steps, ema_decay=0.995, **muon)
+
     config.stages = {
-        "clip": stage(64, 500, 1e-3),
-        "autoencoder": stage(16, 1000, 3e-3, ema_decay=0.99),
-        "diffusion": stage(16, 2500, 2e-3, ema_decay=0.995),
-        "inpaint": stage(16, 1000, 2e-3, ema_decay=0.995),
-        "segmenter": stage(32, 300, 1e-3),
+        "clip": stage(64, 400, name="muon", learning_rate=4e-3),
+        "autoencoder": stage(16, 1000, ema_decay=0.99, learning_rate=3e-3),
+        "diffusion": denoiser(1500),
+        "inpaint": denoiser(700),
+        "segmenter": stage(32, 300, name="muon", learning_rate=4e-3),
     }
     config.pretrained = {"sd": "", "inpaint": ""}
     # How a picture is inverted and generated; the captions drawn during training likewise.

@@ -38,7 +38,6 @@ from vljax.models.perceptual import LPIPS
 from vljax.pretrained import load
 from vljax.systems.sdg.judge import PAPER, Judge
 from vljax.systems.sdg.model import (
-    SAMPLERS,
     SDG,
     Drawing,
     Request,
@@ -46,7 +45,7 @@ from vljax.systems.sdg.model import (
     make_process,
     make_tokenizer,
 )
-from vljax.systems.sdg.use import check_numbers
+from vljax.systems.sdg.use import add_sampler_flags, check_flags
 
 
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +53,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_images", type=int, default=64, help="unguided pictures to judge")
     parser.add_argument("--batch_size", type=int, default=32, help="how many at a time")
     parser.add_argument("--seed", type=int, default=1, help="of the noise")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
-    parser.add_argument("--steps", default="50", help="denoising steps of the samples")
+    add_sampler_flags(parser)
     parser.add_argument("--bits_steps", default="100", help="denoising steps of the bits/dim bound")
     parser.add_argument("--inception", metavar="FILE", help="published FID weights, for FID")
     parser.add_argument("--lpips", metavar="FILE", help="published LPIPS (VGG), for diversity")
@@ -70,7 +68,7 @@ def evaluate(model: SDG, config: ConfigDict, args: argparse.Namespace, out: Path
     Raises:
         UserError: a flag cannot be, or nothing is held out for evaluation.
     """
-    check_numbers(args)
+    check_flags(args, config)
     bits = np.concatenate(list(_bits(model, config, args)))
     results: dict[str, Any] = {
         "bits_per_dimension": float(bits.mean()),

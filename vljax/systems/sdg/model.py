@@ -241,7 +241,7 @@ class Drawing:
         eta: DDIM's share of DDPM's noise.
         encoder: One of `ENCODERS`.
         scale_schedule: See `make_guidance`.
-        max_norm: See `make_guidance`.
+        max_norm: See `make_guidance`; 0 for no limit, None for that of `config.guidance`.
     """
 
     def __init__(
@@ -256,7 +256,8 @@ class Drawing:
         max_norm: float | None = None,
     ) -> None:
         self.process, self.trained = make_process(config, steps), make_process(config)
-        self.traced = {"eta": eta, "max_norm": max_norm}
+        limit = config.guidance.max_norm if max_norm is None else max_norm
+        self.traced = {"eta": eta, "max_norm": limit or None}
         self.static = (sampler, config.data.image_size, encoder, scale_schedule)
 
     def __call__(

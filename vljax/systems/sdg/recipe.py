@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.model = {
         "diffusion": {
             "model_channels": 32,
-            "channel_mult": (1.0, 1.0, 2.0, 4.0),
+            "channel_mult": (1.0, 1.0, 2.0, 2.0),
             "num_res_blocks": 1,
             "attention_resolutions": (8, 4),
             "num_heads": 1,
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
     config.stages = {
         "diffusion": {
             "batch_size": 8,
-            "num_steps": 1700,
+            "num_steps": 2400,
             "accumulate": 1,
             "ema_decay": 0.995,
             "optimizer": get_optimizer_config(
@@ -89,8 +89,8 @@ def get_config() -> ConfigDict:
                 clip_norm=1.0,
             ),
         },
-        "clip": _get_clip_stage(),
-        "noisy_clip": _get_clip_stage(),
+        "clip": _get_clip_stage(600, 4e-3),
+        "noisy_clip": _get_clip_stage(800, 3e-3),
     }
     config.pretrained = {"diffusion": "", "clip": "", "noisy_clip": ""}
     # Split over `tensor`: within a residual block and around attention, one pair of column and
@@ -100,19 +100,26 @@ def get_config() -> ConfigDict:
         (r"out_layers\.3\.weight|proj_out\.weight", "row"),
         (".*", "fsdp"),
     )
-    # Pictures drawn during training.
-    config.samples = {"count": 16, "sampler": "ddim", "steps": "50"}
-    # Scales that `generate` takes where none is given.
-    config.guidance = {"text": 10.0, "image": 10.0, "structure": 10.0, "style": 100.0}
+    # How pictures are drawn where no flag says otherwise, and how many during training.
+    config.samples = {"count": 16, "sampler": "ddpm", "steps": "50"}
+    # Scales where none is given, and the longest gradient of a picture's score (0 for no limit):
+    # a small CLIP has now and then one a hundred times the usual.
+    config.guidance = {
+        "text": 300.0,
+        "image": 2000.0,
+        "structure": 2000.0,
+        "style": 2000.0,
+        "max_norm": 20.0,
+    }
     # What `evaluate` asks for: so many texts ("scenes": captions; "faces": the 400 instructions; or
     # a file with a text a line) and reference pictures, so many pictures of each, at these scales.
     config.evaluation = {
         "instructions": "scenes",
-        "guidances": 24,
+        "guidances": 16,
         "images_each": 4,
-        "text_scales": (0.0, 3.0, 10.0, 30.0),
-        "image_scales": (3.0, 10.0, 30.0),
-        "ilvr_factors": (4, 8),
+        "text_scales": (0.0, 30.0, 100.0, 300.0),
+        "image_scales": (100.0, 500.0, 2000.0),
+        "ilvr_factors": (4, 8, 16),
         "real": 1000,
     }
     config.log.pictures_every = 500
@@ -120,15 +127,16 @@ def get_config() -> ConfigDict:
     return config
 
 
-def _get_clip_stage() -> dict[str, Any]:
+def _get_clip_stage(num_steps: int, learning_rate: float) -> dict[str, Any]:
     """What the stages of both CLIPs have in the small recipe."""
     return {
         "batch_size": 64,
-        "num_steps": 600,
+        "num_steps": num_steps,
         "accumulate": 1,
         "ema_decay": 0.0,
         "optimizer": get_optimizer_config(
-            learning_rate=1e-3,
+            name="muon",
+            learning_rate=learning_rate,
             schedule="cosine",
             warmup_steps=30,
             clip_norm=1.0,
@@ -165,7 +173,8 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
             ),
         }
     )
-    config.guidance.update({"text": 160.0, "image": 100.0})
+    published = {"text": 160.0, "image": 100.0, "structure": 100.0, "style": 100.0, "max_norm": 0.0}
+    config.guidance.update(published)
     config.evaluation.update(
         {
             "guidances": 400,
@@ -187,7 +196,7 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     config.stages.diffusion.update(
         {"ema_decay": 0.9999, "optimizer": get_optimizer_config(learning_rate=1e-4)}
     )
-    config.samples.update({"sampler": "ddpm", "steps": "100"})
+    config.samples.steps = "100"
     config.log.pictures_every = 5000
     config.checkpoint.every = 5000
     return config

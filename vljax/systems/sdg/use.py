@@ -43,14 +43,25 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
         default="constant",
         help="how scales fall from noise to picture",
     )
-    parser.add_argument("--max_norm", type=float, help="longest gradient of a picture's guidance")
+    parser.add_argument(
+        "--max_norm",
+        type=float,
+        help="longest gradient of a picture's score, 0 for no limit (config.guidance)",
+    )
     parser.add_argument("--encoder", choices=ENCODERS, default="noisy_clip", help="what guides")
     parser.add_argument("--num_images", type=int, default=16, help="how many pictures")
     parser.add_argument("--batch_size", type=int, default=16, help="how many at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture's noise")
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
-    parser.add_argument("--steps", default="50", help="denoising steps: 100, ddim50, trailing25 …")
+    add_sampler_flags(parser)
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM: share of DDPM's noise")
+
+
+def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
+    """How to draw; `check_flags` fills in what the config says."""
+    parser.add_argument("--sampler", choices=SAMPLERS, help="default: config.samples.sampler")
+    parser.add_argument(
+        "--steps", help="denoising steps: 100, ddim50, trailing25 … (default: config.samples.steps)"
+    )
 
 
 def generate(model: SDG, config: ConfigDict, args: argparse.Namespace, out: Path) -> None:
@@ -61,7 +72,7 @@ def generate(model: SDG, config: ConfigDict, args: argparse.Namespace, out: Path
     Raises:
         UserError: a flag cannot be.
     """
-    check_numbers(args)
+    check_flags(args, config)
     request, references = read_request(config, args)
     ilvr = None
     if args.ilvr_image:
@@ -144,8 +155,8 @@ def _reference(file: str, config: ConfigDict) -> UInt8[np.ndarray, "1 s s 3"]:
     return resize_and_crop(read_image(file), config.data.image_size)[None]
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse counts below 1 and flags that are not finite.
+def check_flags(args: argparse.Namespace, config: ConfigDict) -> None:
+    """Fill in the sampler of the config; refuse counts below 1 and flags that are not finite.
 
     Raises:
         UserError: there is such a flag.
@@ -156,3 +167,7 @@ def check_numbers(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{name}={value}: give a finite number")
+    if getattr(args, "max_norm", 0.0) is None:
+        args.max_norm = config.guidance.max_norm
+    args.sampler = args.sampler or config.samples.sampler
+    args.steps = args.steps or config.samples.steps

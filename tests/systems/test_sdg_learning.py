@@ -1,0 +1,59 @@
+"""SDG's small recipe, trained to its end: guidance does what chapter 4 says (20 minutes)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vljax import evaluate, train
+
+CONFIG = Path(__file__).parents[2] / "configs" / "sdg_ffhq.py"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """The rows of both tables by method."""
+    workdir = tmp_path_factory.mktemp("sdg")
+    assert train.main(("--config", str(CONFIG), "--workdir", str(workdir))) == 0
+    assert evaluate.main(("--workdir", str(workdir))) == 0
+    print((workdir / "evaluation" / "results.md").read_text())
+    results = json.loads((workdir / "evaluation" / "results.json").read_text())
+    return {
+        row["method"]: row for row in results["text"] + results["image"] if row["source"] == "here"
+    }
+
+
+def test_retrieval_rises_with_the_scale(rows):
+    by_scale = [rows[f"SDG, text ({scale})"]["top5"] for scale in (0, 30, 100, 300)]
+    assert by_scale == sorted(by_scale)
+    assert rows["SDG, text (0)"]["top1"] <= 0.05
+    assert rows["SDG, text (300)"]["top1"] >= 0.3
+    assert rows["SDG, image (2000)"]["top1"] >= 0.2
+
+
+def test_diversity_falls_with_the_scale(rows):
+    by_scale = [rows[f"SDG, text ({scale})"]["diversity"] for scale in (30, 100, 300)]
+    assert by_scale == sorted(by_scale, reverse=True)
+
+
+def test_the_noise_aware_clip_guides_better_than_the_clean_one(rows):
+    assert rows["SDG, text (300)"]["top1"] >= rows["clean CLIP on x_t (300)"]["top1"] + 0.1
+
+
+def test_sdg_is_freer_than_ilvr(rows):
+    """At equal or better retrieval."""
+    strict = [rows[f"ILVR (N={factor})"] for factor in (4, 8, 16)]
+    free = [rows[f"SDG, image ({scale})"] for scale in (100, 500, 2000)]
+    assert any(
+        sdg["top1"] >= ilvr["top1"] and sdg["diversity"] > ilvr["diversity"]
+        for sdg in free
+        for ilvr in strict
+    )
+
+
+def test_the_oracle_sees_what_was_asked(rows):
+    plain, guided = rows["SDG, text (0)"], rows["SDG, text (300)"]
+    for attribute in ("shape right", "colour right", "both right"):
+        assert guided[attribute] >= plain[attribute] + 0.1

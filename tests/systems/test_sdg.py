@@ -80,8 +80,8 @@ def test_three_stages_leave_their_parts(workdir):
     name = "visual.layer1.0.bn1.running_var"
     np.testing.assert_array_equal(noisy[f"noisy_clip.{name}"], clip[f"clip.{name}"])
     name = "visual.layer1.0.conv1.weight"
-    # Two steps of Adam from the trained CLIP, not from another random start.
-    assert np.abs(noisy[f"noisy_clip.{name}"] - clip[f"clip.{name}"]).max() < 5e-3
+    # Two steps from the trained CLIP, not from another random start (weights of about 0.2).
+    assert np.abs(noisy[f"noisy_clip.{name}"] - clip[f"clip.{name}"]).max() < 2e-2
     assert (workdir / "pictures" / "noisy_clip" / "guided_0000002.png").exists()
 
 

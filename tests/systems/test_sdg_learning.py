@@ -1,4 +1,4 @@
-"""SDG's small recipe, trained to its end: guidance does what chapter 4 says (20 minutes)."""
+"""SDG's small recipe, trained to its end: guidance does what chapter 4 says (25 minutes)."""
 
 import json
 from pathlib import Path
@@ -26,10 +26,10 @@ def rows(tmp_path_factory):
 
 
 def test_retrieval_rises_with_the_scale(rows):
-    by_scale = [rows[f"SDG, text ({scale})"]["top5"] for scale in (0, 30, 100, 300)]
-    assert by_scale == sorted(by_scale)
+    free, weak, strong = (rows[f"SDG, text ({scale})"]["top5"] for scale in (0, 30, 100))
+    assert free + 0.1 < weak < strong
     assert rows["SDG, text (0)"]["top1"] <= 0.05
-    assert rows["SDG, text (300)"]["top1"] >= 0.3
+    assert rows["SDG, text (100)"]["top1"] >= 0.25
     assert rows["SDG, image (2000)"]["top1"] >= 0.2
 
 
@@ -55,5 +55,5 @@ def test_sdg_is_freer_than_ilvr(rows):
 
 def test_the_oracle_sees_what_was_asked(rows):
     plain, guided = rows["SDG, text (0)"], rows["SDG, text (300)"]
-    for attribute in ("shape right", "colour right", "both right"):
-        assert guided[attribute] >= plain[attribute] + 0.1
+    for attribute, more in (("shape right", 0.1), ("colour right", 0.3), ("both right", 0.1)):
+        assert guided[attribute] >= plain[attribute] + more

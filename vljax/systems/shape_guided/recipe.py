@@ -105,14 +105,14 @@ def get_config() -> ConfigDict:
         "autoencoder": stage(16, 1000, ema_decay=0.99, learning_rate=3e-3),
         "diffusion": denoiser(1500),
         "inpaint": denoiser(700),
-        "segmenter": stage(32, 300, name="muon", learning_rate=4e-3),
+        "segmenter": stage(32, 300, learning_rate=1e-3),
     }
     config.pretrained = {"sd": "", "inpaint": ""}
     # How a picture is inverted and generated; the captions drawn during training likewise.
     # Guidance scales are w of cond + w·(cond − uncond).
     config.samples = {
         "steps": "leading50",
-        "guidance_scale": 2.0,
+        "guidance_scale": 5.0,
         "baseline_guidance_scale": 2.0,
         "count": 12,
     }

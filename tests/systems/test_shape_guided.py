@@ -42,6 +42,7 @@ TINY = (
     *("--config", RECIPE, "--config.compilation_cache="),
     "--config.model.vae.block_out_channels=(8, 8)",
     "--config.model.unet.block_out_channels=(8,)",
+    "--config.model.unet.norm_groups=8",
     "--config.model.unet.attention_levels=(True,)",
     "--config.model.unet.num_heads=(2,)",
 )

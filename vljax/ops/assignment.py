@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.buffer_callback import Buffer, ExecutionContext, buffer_callback
 from jaxtyping import Array, Bool, Float, Int
 from scipy import optimize
 
@@ -18,7 +19,7 @@ def linear_sum_assignment(
     """Finds the permutation p that minimises Σ_i cost[i, p[i]], exactly.
 
     Works under `jit` and `vmap`. On CPU it is SciPy's compiled solver, in double precision,
-    through `jax.pure_callback`. Elsewhere it is a `lax.while_loop` in which every matrix of the
+    called back from the program. Elsewhere it is a `lax.while_loop` in which every matrix of the
     batch advances at its own pace. Both augment along shortest paths (Jonker & Volgenant, 1987;
     Crouse, "On implementing 2D rectangular assignment algorithms", 2016) from column prices that
     are nearly optimal, which any start may be. The device solves twice, the second time on the
@@ -55,12 +56,16 @@ def _on_host(cost: Array) -> Array:
     prices = (cost - cost.min(-1, keepdims=True)).min(-2)
     prices = jnp.where(jnp.isfinite(prices), prices, 0)
     shape = jax.ShapeDtypeStruct(cost.shape[:-1], jnp.int32)
-    return jax.pure_callback(_scipy, shape, cost, prices, vmap_method="broadcast_all")
+    # `jax.pure_callback` would hand over arrays that a thread of the running program's own pool has
+    # yet to copy: where a step is dispatched before the last has ended, one core waits for ever.
+    solve = buffer_callback(_scipy, shape, vmap_method="broadcast_all")
+    return solve(cost, prices)
 
 
-def _scipy(cost: np.ndarray, prices: np.ndarray) -> np.ndarray:
-    cost, prices = np.asarray(cost), np.asarray(prices)
-    columns = np.empty(cost.shape[:-1], np.int32)
+def _scipy(context: ExecutionContext, out: Buffer, costs: Buffer, column_prices: Buffer) -> None:
+    """Writes the columns of every row to `out`."""
+    del context
+    columns, cost, prices = np.asarray(out), np.asarray(costs), np.asarray(column_prices)
     reduced = np.empty(cost.shape[-2:])
     for index in np.ndindex(cost.shape[:-2]):
         np.subtract(cost[index], prices[index], out=reduced, dtype=np.float64)
@@ -69,7 +74,6 @@ def _scipy(cost: np.ndarray, prices: np.ndarray) -> np.ndarray:
         except ValueError:  # an entry is −inf, or no permutation avoids +inf
             finite = _finite(cost[index].astype(np.float64), np)
             columns[index] = optimize.linear_sum_assignment(finite)[1]
-    return columns
 
 
 def _finite(cost: Any, xp: Any) -> Any:

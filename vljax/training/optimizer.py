@@ -117,6 +117,9 @@ def make_optimizer(
                 adam_weight_decay=config.weight_decay,
                 muon_weight_dimension_numbers=_matrices,
                 consistent_rms=0.2,  # as large as Adam's steps, so that one rate serves both
+                # By a closer norm three iterations do for these shapes what five did from afar.
+                preconditioning="schatten",
+                ns_steps=3,
             )
         case "sgd":
             update = optax.sgd(rate, momentum=config.b1)

@@ -223,7 +223,9 @@ def test_scale_schedules_and_clipping():
     np.testing.assert_allclose(norms(), [norm, 10 * norm], rtol=1e-6)
     np.testing.assert_allclose(norms(schedule="linear"), [norm, 0], atol=1e-6)
     np.testing.assert_allclose(norms(schedule="cosine"), [norm, 0], atol=1e-6)
-    np.testing.assert_allclose(norms(max_norm=jnp.float32(20.0)), [norm, 20], rtol=1e-6)
+    np.testing.assert_allclose(norms(max_rms=jnp.float32(2.0)), [norm, 2 * norm], rtol=1e-6)
+    falling = jnp.linspace(5.0, 0.5, 1000)
+    np.testing.assert_allclose(norms(max_rms=falling), [0.5 * norm, 5 * norm], rtol=1e-6)
     with pytest.raises(UserError, match="scale_schedule='square': choose one of constant"):
         guiding.score_guidance(score, schedule="square")
 

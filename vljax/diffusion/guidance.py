@@ -196,7 +196,7 @@ def score_guidance(
     *,
     num_steps: int = 1000,
     schedule: ScaleSchedule = "constant",
-    max_norm: float | Float[Array, ""] | None = None,
+    max_rms: float | Float[Array, ""] | Float[Array, " t"] | None = None,
 ) -> Guidance:
     """The gradient of a score, as samplers take it.
 
@@ -205,8 +205,9 @@ def score_guidance(
         num_steps: Steps of the schedule of training: where the scale schedule begins.
         schedule: How the scale changes from the noise to the picture: not at all, or falling from
             1 to 0 on a line or on half a cosine wave.
-        max_norm: Longest gradient of an example (Euclidean, over all its pixels); longer ones are
-            shortened to it.
+        max_rms: Largest root mean square of an example's gradient over its pixels, one for all
+            times or one for each of `num_steps`; larger gradients are shortened to it. The score
+            of noisy data itself has 1 / √(1-ᾱ).
 
     Raises:
         UserError: `schedule` is unknown.
@@ -221,9 +222,10 @@ def score_guidance(
             left = t / (num_steps - 1)
             factor = left if schedule == "linear" else jnp.sin(0.5 * jnp.pi * left) ** 2
             gradient *= factor[:, None, None, None]
-        if max_norm is not None:
-            norm = jnp.sqrt(jnp.square(gradient).sum((1, 2, 3), keepdims=True))
-            gradient *= jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-12))
+        if max_rms is not None:
+            largest = at(jnp.broadcast_to(max_rms, (num_steps,)), t, gradient)
+            rms = jnp.sqrt(jnp.square(gradient).mean((1, 2, 3), keepdims=True))
+            gradient *= jnp.minimum(1.0, largest / jnp.maximum(rms, 1e-12))
         return gradient
 
     return guidance

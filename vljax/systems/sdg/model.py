@@ -109,7 +109,7 @@ def make_guidance(
     *,
     encoder: str = "noisy_clip",
     scale_schedule: guiding.ScaleSchedule = "constant",
-    max_norm: float | Array | None = None,
+    max_ratio: float | Array | None = None,
 ) -> Guidance | None:
     """What pulls the samples to what is asked (algorithm 2); None if nothing is.
 
@@ -120,7 +120,8 @@ def make_guidance(
         request: Targets and scales by aspect.
         encoder: One of `ENCODERS`; static.
         scale_schedule: How scales change on the way; see `score_guidance`.
-        max_norm: Longest gradient; see `score_guidance`.
+        max_ratio: Longest gradient, as a ratio to the length that the score of noise has. One
+            length for all times would be too weak near the picture or tear it apart near the noise.
     """
     if not request:
         return None
@@ -175,7 +176,7 @@ def make_guidance(
         guiding.weighted_sum(scores),
         num_steps=len(process.schedule),
         schedule=scale_schedule,
-        max_norm=max_norm,
+        max_rms=None if max_ratio is None else max_ratio / jnp.asarray(process.schedule.noise),
     )
 
 
@@ -241,7 +242,7 @@ class Drawing:
         eta: DDIM's share of DDPM's noise.
         encoder: One of `ENCODERS`.
         scale_schedule: See `make_guidance`.
-        max_norm: See `make_guidance`; 0 for no limit, None for that of `config.guidance`.
+        max_ratio: See `make_guidance`; 0 for no limit, None for that of `config.guidance`.
     """
 
     def __init__(
@@ -253,11 +254,11 @@ class Drawing:
         eta: float = 0.0,
         encoder: str = "noisy_clip",
         scale_schedule: guiding.ScaleSchedule = "constant",
-        max_norm: float | None = None,
+        max_ratio: float | None = None,
     ) -> None:
         self.process, self.trained = make_process(config, steps), make_process(config)
-        limit = config.guidance.max_norm if max_norm is None else max_norm
-        self.traced = {"eta": eta, "max_norm": limit or None}
+        limit = config.guidance.max_ratio if max_ratio is None else max_ratio
+        self.traced = {"eta": eta, "max_ratio": limit or None}
         self.static = (sampler, config.data.image_size, encoder, scale_schedule)
 
     def __call__(
@@ -328,7 +329,7 @@ def _draw(
     scale_schedule: guiding.ScaleSchedule,
     *,
     eta: float,
-    max_norm: float | None,
+    max_ratio: float | None,
     progress: Progress | None,
 ) -> UInt8[Array, "b h w 3"]:
     guidance = make_guidance(
@@ -338,7 +339,7 @@ def _draw(
         request,
         encoder=encoder,
         scale_schedule=scale_schedule,
-        max_norm=max_norm,
+        max_ratio=max_ratio,
     )
     after_step = None
     if reference is not None:

@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
     config.stages = {
         "diffusion": {
             "batch_size": 8,
-            "num_steps": 2400,
+            "num_steps": 3000,
             "accumulate": 1,
             "ema_decay": 0.995,
             "optimizer": get_optimizer_config(
@@ -102,14 +102,14 @@ def get_config() -> ConfigDict:
     )
     # How pictures are drawn where no flag says otherwise, and how many during training.
     config.samples = {"count": 16, "sampler": "ddpm", "steps": "50"}
-    # Scales where none is given, and the longest gradient of a picture's score (0 for no limit):
-    # a small CLIP has now and then one a hundred times the usual.
+    # Scales where none is given, and the longest gradient as a share of the noise's own score (0
+    # for no limit): that of a small CLIP is now and then a hundred times the usual.
     config.guidance = {
         "text": 300.0,
         "image": 2000.0,
         "structure": 2000.0,
         "style": 2000.0,
-        "max_norm": 20.0,
+        "max_ratio": 0.15,
     }
     # What `evaluate` asks for: so many texts ("scenes": captions; "faces": the 400 instructions; or
     # a file with a text a line) and reference pictures, so many pictures of each, at these scales.
@@ -133,14 +133,14 @@ def _get_clip_stage(num_steps: int, learning_rate: float) -> dict[str, Any]:
         "batch_size": 64,
         "num_steps": num_steps,
         "accumulate": 1,
-        "ema_decay": 0.0,
+        "ema_decay": 0.98,
         "optimizer": get_optimizer_config(
             name="muon",
             learning_rate=learning_rate,
             schedule="cosine",
             warmup_steps=30,
             clip_norm=1.0,
-            weight_decay=1e-3,
+            weight_decay=0.1,
         ),
     }
 
@@ -168,13 +168,14 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     config.stages.noisy_clip.update(
         {
             "batch_size": 256,
+            "ema_decay": 0.0,
             "optimizer": get_optimizer_config(
                 learning_rate=1e-4, weight_decay=1e-3, schedule="step", decay_factor=0.1
             ),
         }
     )
-    published = {"text": 160.0, "image": 100.0, "structure": 100.0, "style": 100.0, "max_norm": 0.0}
-    config.guidance.update(published)
+    published = {"text": 160.0, "image": 100.0, "structure": 100.0, "style": 100.0}
+    config.guidance.update({**published, "max_ratio": 0.0})
     config.evaluation.update(
         {
             "guidances": 400,

@@ -44,9 +44,9 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
         help="how scales fall from noise to picture",
     )
     parser.add_argument(
-        "--max_norm",
+        "--max_ratio",
         type=float,
-        help="longest gradient of a picture's score, 0 for no limit (config.guidance)",
+        help="longest gradient, as a share of the noise's score; 0 for no limit (config.guidance)",
     )
     parser.add_argument("--encoder", choices=ENCODERS, default="noisy_clip", help="what guides")
     parser.add_argument("--num_images", type=int, default=16, help="how many pictures")
@@ -79,7 +79,7 @@ def generate(model: SDG, config: ConfigDict, args: argparse.Namespace, out: Path
         references["ilvr_image"] = _reference(args.ilvr_image, config)
         ilvr = (references["ilvr_image"], args.ilvr_factor)
     shown = ["sampler", "steps", "eta", "seed"]
-    shown += [name for name in ("scale_schedule", "max_norm", "encoder") if request]
+    shown += [name for name in ("scale_schedule", "max_ratio", "encoder") if request]
     shown += [f for f in ("prompt", *references) if getattr(args, f)]
     settings = {name: str(getattr(args, name)) for name in shown}
     settings |= {f"{aspect}_scale": str(scale) for aspect, (_, scale) in request.items()}
@@ -92,7 +92,7 @@ def generate(model: SDG, config: ConfigDict, args: argparse.Namespace, out: Path
         eta=args.eta,
         encoder=args.encoder,
         scale_schedule=args.scale_schedule,
-        max_norm=args.max_norm,
+        max_ratio=args.max_ratio,
     )
     pictures: list[np.ndarray] = []
     for batch in drawing.batches(model, args.seed, args.num_images, args.batch_size, request, ilvr):
@@ -167,7 +167,7 @@ def check_flags(args: argparse.Namespace, config: ConfigDict) -> None:
     for name, value in vars(args).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{name}={value}: give a finite number")
-    if getattr(args, "max_norm", 0.0) is None:
-        args.max_norm = config.guidance.max_norm
+    if getattr(args, "max_ratio", 0.0) is None:
+        args.max_ratio = config.guidance.max_ratio
     args.sampler = args.sampler or config.samples.sampler
     args.steps = args.steps or config.samples.steps

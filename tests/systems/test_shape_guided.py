@@ -394,7 +394,7 @@ def test_captions_are_dropped_as_often_as_asked():
 
 
 def judged(tiny, folder, *flags):
-    """Rows made here and the paper's, by the door, of a run that holds the tiny model."""
+    """The rows made here, and all results, by the door, of a run that holds the tiny model."""
     config, model = tiny
     layouts = variables(model)
     tensors = {
@@ -411,11 +411,11 @@ def judged(tiny, folder, *flags):
     assert (folder / "evaluation" / "edits.png").exists()
     here = [row for row in rows if row["source"] == "here"]
     assert len(rows) - len(here) == 11
-    return here
+    return here, results
 
 
 def test_evaluate_makes_rows_of_the_table(tiny, tmp_path):
-    real, copied, free = judged(tiny, tmp_path, "--methods", "sdedit")
+    (real, copied, free), _ = judged(tiny, tmp_path, "--methods", "sdedit")
     assert [row["method"] for row in (real, copied, free)] == [
         "Real images",
         "SDEdit + Shape",
@@ -435,8 +435,10 @@ def test_evaluate_makes_rows_of_the_table(tiny, tmp_path):
 @pytest.mark.slow
 def test_evaluate_makes_the_whole_table(tiny, tmp_path):
     """Every method, with given and inferred shapes; minutes of compilation."""
-    rows = judged(tiny, tmp_path)
+    rows, results = judged(tiny, tmp_path)
     assert len(rows) == 15
+    assert results["reconstruction PSNR"].keys() == {"Ours", "Ours (w/o IOA)"}
+    assert all(value > 5 for value in results["reconstruction PSNR"].values())
     assert {row["shape"] for row in rows} == {"", "given", "inferred"}
 
 

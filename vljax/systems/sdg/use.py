@@ -156,7 +156,7 @@ def _reference(file: str, config: ConfigDict) -> UInt8[np.ndarray, "1 s s 3"]:
 
 
 def check_flags(args: argparse.Namespace, config: ConfigDict) -> None:
-    """Fill in the sampler of the config; refuse counts below 1 and flags that are not finite.
+    """Fill in what the config says; refuse counts below 1 and flags that are not finite.
 
     Raises:
         UserError: there is such a flag.

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Table 5.2 with the paper's rows beside ours, and `edits.png`, a sheet of the first edits.
 
+    Beside it, how well pictures are found again when nothing is to change: inverted, and generated
+    with their own prompt, without guidance and without copying anything.
+
     Returns:
         The results by name, as they stand in `results.json`.
 
@@ -149,11 +152,23 @@ def evaluate(
         )
         rows.append(judge.row(kind, name, made, edits.edit_names))
         sheet.append((f"{name}, {kind} shape", made[:8]))
+    unchanged = [w._replace(edit=w.source, edit_outside=w.source_outside) for w in edits.wishes]
+    idle = replace(edits, wishes=unchanged)
+    found_again: dict[str, float] = {}
+    for method in ("without_ioa", "shape_guided"):
+        if method not in args.methods:
+            continue
+        made = np.concatenate(
+            list(_made(model, config, args, idle, edits.shape, method, copies=False, scale=0.0))
+        )
+        found_again[_NAMES[method]] = _psnr(made, edits.image)
+        sheet.append((f"{_NAMES[method]}, nothing to change", made[:8]))
     write_png(out / "edits.png", contact_sheet(sheet), {})
     return {
         "edits": len(edits.image),
         "segmenter": judge.segmenter_name,
         "FID": "stand-in: features of the CLIP at hand" if judge.clip else "not made",
+        "reconstruction PSNR": found_again,
         "table 5.2": [*rows, *PAPER],
     }
 
@@ -218,18 +233,20 @@ def _made(
     method: str,
     *,
     copies: bool,
+    scale: float | None = None,
 ) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
     """The pictures of one row, in batches of one size, so that one program serves."""
     ours = method in ("shape_guided", "without_ioa")
     samples = config.samples
     settings = Settings(args.steps or samples.steps)
+    if scale is None:
+        scale = samples.guidance_scale if ours else samples.baseline_guidance_scale
     tokenizer = make_tokenizer(config)
     for first in range(0, len(edits.image), args.batch_size):
         chosen = np.arange(first, first + args.batch_size).clip(max=len(edits.image) - 1)
         request = _request(tokenizer, model, edits, shapes, chosen, args)
         if not copies:
             request = request._replace(keep=jnp.zeros_like(request.keep))
-        scale = samples.guidance_scale if ours else samples.baseline_guidance_scale
         request = request._replace(guidance_scale=jnp.float32(scale))
         inverted = None
         if ours or method == "prompt_to_prompt":
@@ -318,14 +335,16 @@ class Judge:
                 row["FID"] = frechet_distance(moments(self.embed, parts).finish(), self.real)
             seen: Float[Array, "n e"] = jnp.concatenate([self.embed(part) for part in parts])
             row["CLIP"] = float(clip_score(seen, self.texts, weight=1.0).mean())
-        outside = (pictures.astype(np.float32) - edits.image) ** 2
-        row["background PSNR"] = float(
-            10 * np.log10(255**2 / max(outside[~edits.shape].mean(), 1e-9))
-        )
+        row["background PSNR"] = _psnr(pictures[~edits.shape], edits.image[~edits.shape])
         return row
 
     def _parts(self, images: UInt8[np.ndarray, "n H W 3"]) -> list[np.ndarray]:
         return np.split(images, range(self.batch_size, len(images), self.batch_size))
+
+
+def _psnr(made: UInt8[np.ndarray, "..."], real: UInt8[np.ndarray, "..."]) -> float:
+    error = np.square(made.astype(np.float32) - real).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def _as_pictures(shapes: Bool[np.ndarray, "n H W"]) -> UInt8[np.ndarray, "n H W 3"]:

@@ -29,13 +29,14 @@ def test_retrieval_rises_with_the_scale(rows):
     free, weak, strong = (rows[f"SDG, text ({scale})"]["top5"] for scale in (0, 30, 100))
     assert free + 0.1 < weak < strong
     assert rows["SDG, text (0)"]["top1"] <= 0.05
-    assert rows["SDG, text (100)"]["top1"] >= 0.25
-    assert rows["SDG, image (2000)"]["top1"] >= 0.2
+    # Three seeds came to 0.5 and 0.4; the standard error of a row is 0.06.
+    assert rows["SDG, text (100)"]["top1"] >= 0.4
+    assert rows["SDG, image (2000)"]["top1"] >= 0.3
 
 
 def test_diversity_falls_with_the_scale(rows):
-    by_scale = [rows[f"SDG, text ({scale})"]["diversity"] for scale in (30, 100, 300)]
-    assert by_scale == sorted(by_scale, reverse=True)
+    free, weak, strong = (rows[f"SDG, text ({scale})"]["diversity"] for scale in (0, 30, 300))
+    assert free > weak > strong
 
 
 def test_the_noise_aware_clip_guides_better_than_the_clean_one(rows):

@@ -3,6 +3,8 @@
 import gzip
 import json
 import pickle
+import subprocess
+import sys
 import unicodedata
 import warnings
 from pathlib import Path
@@ -152,6 +154,21 @@ def test_training_is_deterministic_and_survives_files_and_processes(small, tmp_p
     texts = [*CAPTIONS, "something else entirely"]
     for other in (again, opened, copied):
         np.testing.assert_array_equal(other(texts, 20), small(texts, 20))
+
+
+def test_every_process_trains_the_same_tokenizer():
+    """The trainer's tables are ordered differently in each; many pairs here are equally common."""
+    program = (
+        "from vljax.data.scenes import Scenes; from vljax.data.tokenizers import train_tokenizer;"
+        "scenes = Scenes(fields=('captions',), size=1000, max_objects=1, sizes=('large',));"
+        "texts = [caption for scene in scenes for caption in scene['captions']];"
+        "print(train_tokenizer(texts, 768)(texts, 40).tolist())"
+    )
+    command = [sys.executable, "-c", program]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    printed = [process.communicate()[0] for process in started]
+    assert len(printed[0]) > 1000
+    assert len(set(printed)) == 1
 
 
 def test_over_long_texts_are_cut_with_one_warning(small):

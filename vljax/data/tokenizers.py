@@ -178,8 +178,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     # The trainer counts the bytes that it has seen; the other bytes cost nothing here.
     learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
     learner.normalizer, learner.pre_tokenizer = bare.normalizer, bare.pre_tokenizer
+    # Between pairs that are equally common their indices decide, and symbols that the trainer meets
+    # on its way get theirs in an order that differs by process: all are named before.
+    ends = [symbol + _WORD_END for symbol in sorted(pre_tokenizers.ByteLevel.alphabet())]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size, end_of_word_suffix=_WORD_END, show_progress=False
+        vocab_size=vocabulary_size + len(ends),
+        end_of_word_suffix=_WORD_END,
+        special_tokens=ends,
+        show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     merges = [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]

@@ -1,11 +1,11 @@
 """Order recovery: the setting of tables 3.2 and 3.3.
 
-A decoder is trained on one batch of captions, in common-first order, until it writes each of them
-perfectly; then it stays, and a fresh permutation network has to find that order again by Algorithm
-1. `python -m vljax.evaluate` tells its normalised Levenshtein distance to common-first. The cells
-of the tables differ in `--config.model.permutation.scheme`, `.distribution` and
-`--config.num_orders`; `--config.pretrained.decoder=W/weights/decoder.safetensors` spares the first
-stage.
+A decoder is trained on one batch of captions, in common-first order, until what it writes is one of
+them to the word (several may share a picture); then it stays, and a fresh permutation network has
+to find that order again by Algorithm 1. `python -m vljax.evaluate` tells its normalised Levenshtein
+distance to common-first. The cells of the tables differ in `--config.model.permutation.scheme`,
+`.distribution` and `--config.num_orders`;
+`--config.pretrained.decoder=W/weights/decoder.safetensors` spares the first stage.
 
 `--config configs/voi_order_recovery.py` alone uses captions of embedded scenes;
 `--config configs/voi_order_recovery.py:DIR` the captions and pictures in DIR (`captions/*.txt`,

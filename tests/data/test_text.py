@@ -200,7 +200,10 @@ class TestMistakes:
             (config("django", django, held_out=-1), "data.held_out=-1"),
             (config("django", django, vocabulary_size=4), "data.vocabulary_size=4"),
             (config("scenes", max_target=10), "data.max_target=10: captions of scenes need 11"),
-            (config("gigaword", tmp_path / "missing", vocabulary_size=300), "does not exist"),
+            (
+                config("gigaword", tmp_path / "missing", vocabulary_size=300),
+                "data_dir does not exist",
+            ),
             (config("wmt16", tmp_path, vocabulary_size=300), "prepare it with `tfds build"),
         ]
         for wrong, why in cases:

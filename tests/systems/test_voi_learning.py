@@ -40,7 +40,7 @@ def test_one_core_is_enough(tmp_path):
     flags = [
         *("--config", RECIPE, "--workdir", str(tmp_path / "run")),
         "--config.stages.decoder.num_steps=50",
-        "--config.stages.permutation.num_steps=20",
+        "--config.stages.permutation.num_steps=200",
     ]
     run = subprocess.run([sys.executable, "-c", command, *flags], timeout=240, check=False)
     assert run.returncode == 0

@@ -1,7 +1,7 @@
 """`python -m vljax.evaluate` for Shape-Guided Diffusion: table 5.2, with its pictures."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,9 +147,7 @@ def evaluate(
             shapes[kind] = np.stack([found(picture, wish.source) for picture, wish in pairs])
         copied = " + Shape" if method in ("sdedit", "prompt_to_prompt") and copies else ""
         name = f"{_NAMES[method]}{copied}" + ("" if copies or copied else ", nothing copied")
-        made = np.concatenate(
-            list(_made(model, config, args, edits, shapes[kind], method, copies=copies))
-        )
+        made = _made(model, config, args, edits, shapes[kind], method, copies=copies)
         rows.append(judge.row(kind, name, made, edits.edit_names))
         sheet.append((f"{name}, {kind} shape", made[:8]))
     unchanged = [w._replace(edit=w.source, edit_outside=w.source_outside) for w in edits.wishes]
@@ -158,9 +156,7 @@ def evaluate(
     for method in ("without_ioa", "shape_guided"):
         if method not in args.methods:
             continue
-        made = np.concatenate(
-            list(_made(model, config, args, idle, edits.shape, method, copies=False, scale=0.0))
-        )
+        made = _made(model, config, args, idle, edits.shape, method, copies=False, scale=0.0)
         found_again[_NAMES[method]] = _psnr(made, edits.image)
         sheet.append((f"{_NAMES[method]}, nothing to change", made[:8]))
     write_png(out / "edits.png", contact_sheet(sheet), {})
@@ -234,14 +230,15 @@ def _made(
     *,
     copies: bool,
     scale: float | None = None,
-) -> Iterator[UInt8[np.ndarray, "b H W 3"]]:
-    """The pictures of one row, in batches of one size, so that one program serves."""
+) -> UInt8[np.ndarray, "n H W 3"]:
+    """The pictures of one row, made in batches of one size, so that one program serves."""
     ours = method in ("shape_guided", "without_ioa")
     samples = config.samples
     settings = Settings(args.steps or samples.steps)
     if scale is None:
         scale = samples.guidance_scale if ours else samples.baseline_guidance_scale
     tokenizer = make_tokenizer(config)
+    made: list[np.ndarray] = []
     for first in range(0, len(edits.image), args.batch_size):
         chosen = np.arange(first, first + args.batch_size).clip(max=len(edits.image) - 1)
         request = _request(tokenizer, model, edits, shapes, chosen, args)
@@ -252,8 +249,8 @@ def _made(
         if ours or method == "prompt_to_prompt":
             attention = method == "shape_guided"
             inverted = invert(model, config, request, settings, attention=attention)
-        pictures = edit(model, config, method, request, settings, inverted)
-        yield pictures[: len(edits.image) - first]
+        made.append(edit(model, config, method, request, settings, inverted))
+    return np.concatenate(made)[: len(edits.image)]
 
 
 def _request(

@@ -17,8 +17,8 @@ from vljax.models.parameters import named_parameters
 from vljax.pretrained import read_tensors
 from vljax.systems import sdg
 from vljax.systems.sdg.judge import attribute_accuracy
-from vljax.systems.sdg.training import start_noisy_clip
-from vljax.training.optimizer import learning_rate
+from vljax.systems.sdg.training import stages, start_noisy_clip
+from vljax.training.optimizer import learning_rate, learning_rate_factors
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = ROOT / "../shared/data/sdg_reference"
@@ -81,7 +81,7 @@ def test_three_stages_leave_their_parts(workdir):
     np.testing.assert_array_equal(noisy[f"noisy_clip.{name}"], clip[f"clip.{name}"])
     name = "visual.layer1.0.conv1.weight"
     # Two steps from the trained CLIP, not from another random start (weights of about 0.2).
-    assert np.abs(noisy[f"noisy_clip.{name}"] - clip[f"clip.{name}"]).max() < 2e-2
+    assert np.abs(noisy[f"noisy_clip.{name}"] - clip[f"clip.{name}"]).max() < 5e-3
     assert (workdir / "pictures" / "noisy_clip" / "guided_0000002.png").exists()
 
 
@@ -210,6 +210,18 @@ def test_the_published_noisy_clip(file, data, steps, decays):
     assert stage.num_steps == steps
     rate = learning_rate(stage.optimizer, steps)
     np.testing.assert_allclose([rate(0), rate(decays - 1), rate(decays)], [1e-4, 1e-4, 1e-5])
+    assert stage.time_rate == 1.0
+
+
+def test_what_follows_the_time_learns_slowly_in_the_small_recipe():
+    """At full rate a seed's activations at the noisiest times overflowed."""
+    config, _ = parse_config(("--config", str(ROOT / "configs" / "sdg_ffhq.py")))
+    stage = next(stage for stage in stages(config) if stage.name == "noisy_clip")
+    slow = ("noisy_clip.time_embed.0.weight", "noisy_clip.emb_layers.1.bias")
+    full = ("noisy_clip.visual.conv1.weight", "noisy_clip.visual.bn1.bias")
+    fixed = ("noisy_clip.visual.bn1.running_var", "clip.visual.conv1.weight")
+    factors = learning_rate_factors((*slow, *full, *fixed), stage.train)
+    assert factors == dict.fromkeys(slow, 0.1) | dict.fromkeys(full, 1.0)
 
 
 def test_the_face_instructions():

@@ -50,11 +50,11 @@ from vljax.systems.sdg.use import add_sampler_flags, check_flags
 
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m vljax.evaluate` for this system."""
-    parser.add_argument("--num_images", type=int, default=64, help="unguided pictures to judge")
-    parser.add_argument("--batch_size", type=int, default=32, help="how many at a time")
+    parser.add_argument("--num_images", type=int, default=48, help="unguided pictures to judge")
+    parser.add_argument("--batch_size", type=int, default=24, help="how many at a time")
     parser.add_argument("--seed", type=int, default=1, help="of the noise")
     add_sampler_flags(parser)
-    parser.add_argument("--bits_steps", default="100", help="denoising steps of the bits/dim bound")
+    parser.add_argument("--bits_steps", default="50", help="denoising steps of the bits/dim bound")
     parser.add_argument("--inception", metavar="FILE", help="published FID weights, for FID")
     parser.add_argument("--lpips", metavar="FILE", help="published LPIPS (VGG), for diversity")
 

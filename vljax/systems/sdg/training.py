@@ -74,7 +74,10 @@ def stages(config: ConfigDict) -> list[Stage]:
             name="noisy_clip",
             loss=noisy_clip_loss(config),
             # Batch norms keep their running statistics.
-            train=[(r"noisy_clip\.(?!.*running_)", 1.0)],
+            train=[
+                (r"noisy_clip\.(time_embed|emb_layers)\.", config.stages.noisy_clip.time_rate),
+                (r"noisy_clip\.(?!.*running_)", 1.0),
+            ],
             source=source,
             transform=image_transform(size, flip=flip),
             config=config.stages.noisy_clip,

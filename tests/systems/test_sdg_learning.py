@@ -56,6 +56,5 @@ def test_sdg_is_freer_than_ilvr(rows):
 
 def test_the_oracle_sees_what_was_asked(rows):
     plain, guided = rows["SDG, text (0)"], rows["SDG, text (300)"]
-    # Outlines stay rough: shapes alone gain little.
-    for attribute, more in (("shape right", 0.0), ("colour right", 0.3), ("both right", 0.1)):
-        assert guided[attribute] > plain[attribute] + more
+    for attribute, more in (("shape right", 0.1), ("colour right", 0.3), ("both right", 0.1)):
+        assert guided[attribute] >= plain[attribute] + more

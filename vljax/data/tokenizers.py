@@ -24,6 +24,9 @@ from vljax.errors import UserError
 START = "<|startoftext|>"
 END = "<|endoftext|>"
 _WORD_END = "</w>"
+# The bytes, each as the character that stands for it, and the same at a word's end.
+_SYMBOLS = sorted(pre_tokenizers.ByteLevel.alphabet())
+_ENDS = [symbol + _WORD_END for symbol in _SYMBOLS]
 _WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>"
     r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -180,11 +183,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     learner.normalizer, learner.pre_tokenizer = bare.normalizer, bare.pre_tokenizer
     # Between pairs that are equally common their indices decide, and symbols that the trainer meets
     # on its way get theirs in an order that differs by process: all are named before.
-    ends = [symbol + _WORD_END for symbol in sorted(pre_tokenizers.ByteLevel.alphabet())]
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size + len(ends),
+        vocab_size=vocabulary_size + len(_ENDS),
         end_of_word_suffix=_WORD_END,
-        special_tokens=ends,
+        special_tokens=_ENDS,
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
@@ -197,8 +199,7 @@ def _byte_pair_encoding(
 ) -> tokenizers.Tokenizer:
     """CLIP's pipeline; by default indices go to bytes, bytes at a word's end, merges and marks."""
     if indices is None:
-        symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokens = [*symbols, *(symbol + _WORD_END for symbol in symbols)]
+        tokens = [*_SYMBOLS, *_ENDS]
         tokens += [left + right for left, right in merges]
         # Two merges may end in one token.
         indices = {token: index for index, token in enumerate(dict.fromkeys(tokens))}

@@ -73,9 +73,9 @@ def stages(config: ConfigDict) -> list[Stage]:
         Stage(
             name="noisy_clip",
             loss=noisy_clip_loss(config),
-            # Batch norms keep their running statistics.
             train=[
                 (r"noisy_clip\.(time_embed|emb_layers)\.", config.stages.noisy_clip.time_rate),
+                # Batch norms keep their running statistics.
                 (r"noisy_clip\.(?!.*running_)", 1.0),
             ],
             source=source,

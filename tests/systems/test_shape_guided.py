@@ -29,6 +29,7 @@ from vljax.systems.shape_guided.model import (
     Settings,
     Wish,
     edit,
+    invert,
     make_request,
     make_tokenizer,
 )
@@ -226,11 +227,11 @@ def test_masks_as_people_make_them(tmp_path):
     soft = mask(tmp_path / "soft.png", size, values=(100, 150))
     np.testing.assert_array_equal(read_mask(soft, size), expected)
     # White on transparent, and black on transparent, as drawing programs save them.
-    for name, colour, invert in (("white", 255, False), ("dark", 0, True)):
+    for name, colour, inverts in (("white", 255, False), ("dark", 0, True)):
         pixels = np.full((*size, 4), colour, np.uint8)
         pixels[..., 3] = 255 * expected
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-        found = read_mask(tmp_path / f"{name}.png", size, invert=invert)
+        found = read_mask(tmp_path / f"{name}.png", size, invert=inverts)
         np.testing.assert_array_equal(found, expected)
     larger = read_mask(tmp_path / "plain.png", (200, 300))
     np.testing.assert_array_equal(larger, expected.repeat(10, 0).repeat(10, 1))
@@ -440,6 +441,28 @@ def test_evaluate_makes_the_whole_table(tiny, tmp_path):
     assert results["reconstruction PSNR"].keys() == {"Ours", "Ours (w/o IOA)"}
     assert all(value > 5 for value in results["reconstruction PSNR"].values())
     assert {row["shape"] for row in rows} == {"", "given", "inferred"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", [False, True])
+def test_rows_of_a_table_may_share_an_inversion(tiny, attention):
+    """It does not see what is to change; nor, without attention to it, the shape."""
+    config, model = tiny
+    tokenizer = make_tokenizer(config)
+    side = config.data.image_size
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    left = np.zeros((1, side, side), bool)
+    left[:, :, : side // 2] = True
+
+    def inverted(shape, edited, **how):
+        wish = Wish("a red circle", edited)
+        request = make_request(tokenizer, model.sd.tokens, image, shape, [wish], **how)
+        return invert(model, config, request, Settings("leading2"), attention=attention)
+
+    one = inverted(left, "a red circle", keep="nothing", guidance_scale=0.0)
+    np.testing.assert_array_equal(one, inverted(left, "a blue star"))
+    other = inverted(~left, "a red circle")
+    assert (np.abs(one - other).max() > 1e-3) == attention
 
 
 @pytest.mark.slow

@@ -1,10 +1,10 @@
 """`python -m vljax.evaluate` for Shape-Guided Diffusion: table 5.2, with its pictures."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from vljax.data.images import contact_sheet, write_png
 from vljax.data.scenes import Scenes
 from vljax.data.shape_prompts import ShapePrompts
-from vljax.data.tokenizers import Tokenizer
 from vljax.diffusion.pixels import to_unit
 from vljax.errors import UserError
 from vljax.metrics.frechet import frechet_distance, moments
@@ -30,7 +29,6 @@ from vljax.metrics.shape import (
 )
 from vljax.models.clip import CLIP
 from vljax.systems.shape_guided.model import (
-    Request,
     Settings,
     ShapeGuided,
     Wish,
@@ -41,23 +39,54 @@ from vljax.systems.shape_guided.model import (
 )
 from vljax.systems.shape_guided.use import find_segmenter, to_working_size
 
+
+class Row(NamedTuple):
+    """How the pictures of a row are made.
+
+    Attributes:
+        kind: Whose shapes, "given" or "inferred".
+        method: Of `METHODS`.
+        copies: Whether the background is copied.
+        idle: Whether nothing is to change; then without guidance, too.
+    """
+
+    kind: str
+    method: str
+    copies: bool
+    idle: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        name = _NAMES[self.method]
+        if self.method in ("sdedit", "prompt_to_prompt") and self.copies:
+            name += " + Shape"
+        if self.idle:
+            return f"{name}, nothing to change"
+        return name if self.copies else f"{name}, nothing copied"
+
+
 _ROWS = (
-    ("given", "blended", True),
-    ("given", "inpaint", True),
-    ("given", "inpaint", False),
-    ("given", "sdedit", True),
-    ("given", "sdedit", False),
-    ("given", "prompt_to_prompt", True),
-    ("given", "without_ioa", True),
-    ("given", "without_ioa", False),
-    ("given", "shape_guided", True),
-    ("given", "shape_guided", False),
-    ("inferred", "prompt_to_prompt", False),
-    ("inferred", "prompt_to_prompt", True),
-    ("inferred", "without_ioa", True),
-    ("inferred", "shape_guided", True),
+    Row("given", "blended", copies=True),
+    Row("given", "inpaint", copies=True),
+    Row("given", "inpaint", copies=False),
+    Row("given", "sdedit", copies=True),
+    Row("given", "sdedit", copies=False),
+    Row("given", "prompt_to_prompt", copies=True),
+    Row("given", "without_ioa", copies=True),
+    Row("given", "without_ioa", copies=False),
+    Row("given", "shape_guided", copies=True),
+    Row("given", "shape_guided", copies=False),
+    Row("inferred", "prompt_to_prompt", copies=False),
+    Row("inferred", "prompt_to_prompt", copies=True),
+    Row("inferred", "without_ioa", copies=True),
+    Row("inferred", "shape_guided", copies=True),
 )
-"""The rows that are made here: whose shape, method, whether the background is copied."""
+"""The rows of the table that are made here."""
+
+_IDLE_ROWS = tuple(
+    Row("given", method, copies=False, idle=True) for method in ("without_ioa", "shape_guided")
+)
 
 _NAMES = {
     "blended": "Blended Diffusion",
@@ -132,40 +161,49 @@ def evaluate(
             raise UserError(f"--{name}={getattr(args, name)}: give 1 or more")
     edits = open_edits(config, args.num_images)
     judge = Judge(model, config, args, edits)
-    rows = [judge.row("", "Real images", edits.image, edits.source_names)]
-    sheet = [("before", edits.image[:8]), ("shape", _as_pictures(edits.shape[:8]))]
-    shapes: dict[str, Bool[np.ndarray, "n H W"]] = {"given": edits.shape}
-    for kind, method, copies in _ROWS:
-        available = {"inpaint": model.inpaint is not None, "blended": judge.clip is not None}
-        if method not in args.methods or not available.get(method, True):
-            continue
-        if kind == "inferred" and kind not in shapes:
-            if model.segmenter is None and not args.segmenter:
-                continue
-            found = find_segmenter(model, config, args.segmenter)
-            pairs = zip(edits.image, edits.wishes, strict=True)
-            shapes[kind] = np.stack([found(picture, wish.source) for picture, wish in pairs])
-        copied = " + Shape" if method in ("sdedit", "prompt_to_prompt") and copies else ""
-        name = f"{_NAMES[method]}{copied}" + ("" if copies or copied else ", nothing copied")
-        made = _made(model, config, args, edits, shapes[kind], method, copies=copies)
-        rows.append(judge.row(kind, name, made, edits.edit_names))
-        sheet.append((f"{name}, {kind} shape", made[:8]))
-    unchanged = [w._replace(edit=w.source, edit_outside=w.source_outside) for w in edits.wishes]
-    idle = replace(edits, wishes=unchanged)
-    found_again: dict[str, float] = {}
-    for method in ("without_ioa", "shape_guided"):
-        if method not in args.methods:
-            continue
-        made = _made(model, config, args, idle, edits.shape, method, copies=False, scale=0.0)
-        found_again[_NAMES[method]] = _psnr(made, edits.image)
-        sheet.append((f"{_NAMES[method]}, nothing to change", made[:8]))
+    real = judge.row("", "Real images", edits.image, edits.source_names)
+    available = {
+        "inpaint": model.inpaint is not None,
+        "blended": judge.clip is not None,
+        "inferred": model.segmenter is not None or bool(args.segmenter),
+    }
+    asked = [
+        row
+        for row in (*_ROWS, *_IDLE_ROWS)
+        if row.method in args.methods
+        and available.get(row.method, True)
+        and available.get(row.kind, True)
+    ]
+    shapes = {"given": edits.shape}
+    if any(row.kind == "inferred" for row in asked):
+        found = find_segmenter(model, config, args.segmenter)
+        pairs = zip(edits.image, edits.wishes, strict=True)
+        shapes["inferred"] = np.stack([found(picture, wish.source) for picture, wish in pairs])
+    made = _make_rows(model, config, args, edits, shapes, asked)
+    sheet = [
+        ("before", edits.image[:8]),
+        ("shape", _as_pictures(edits.shape[:8])),
+        *((f"{row.name}, {row.kind} shape", pictures[:8]) for row, pictures in made.items()),
+    ]
     write_png(out / "edits.png", contact_sheet(sheet), {})
     return {
         "edits": len(edits.image),
         "segmenter": judge.segmenter_name,
         "FID": "stand-in: features of the CLIP at hand" if judge.clip else "not made",
-        "reconstruction PSNR": found_again,
-        "table 5.2": [*rows, *PAPER],
+        "reconstruction PSNR": {
+            _NAMES[row.method]: _psnr(pictures, edits.image)
+            for row, pictures in made.items()
+            if row.idle
+        },
+        "table 5.2": [
+            real,
+            *(
+                judge.row(row.kind, row.name, pictures, edits.edit_names)
+                for row, pictures in made.items()
+                if not row.idle
+            ),
+            *PAPER,
+        ],
     }
 
 
@@ -220,56 +258,53 @@ def open_edits(config: ConfigDict, count: int) -> Edits:
     )
 
 
-def _made(
+def _make_rows(
     model: ShapeGuided,
     config: ConfigDict,
     args: argparse.Namespace,
     edits: Edits,
-    shapes: Bool[np.ndarray, "n H W"],
-    method: str,
-    *,
-    copies: bool,
-    scale: float | None = None,
-) -> UInt8[np.ndarray, "n H W 3"]:
-    """The pictures of one row, made in batches of one size, so that one program serves."""
-    ours = method in ("shape_guided", "without_ioa")
-    samples = config.samples
-    settings = Settings(args.steps or samples.steps)
-    if scale is None:
-        scale = samples.guidance_scale if ours else samples.baseline_guidance_scale
+    shapes: Mapping[str, Bool[np.ndarray, "n H W"]],
+    rows: Sequence[Row],
+) -> dict[Row, UInt8[np.ndarray, "n H W 3"]]:
+    """The pictures of all rows, in batches of one size, so that one program serves.
+
+    What a batch is inverted to serves every row; without attention to the shape, whatever that is.
+    """
+    settings = Settings(args.steps or config.samples.steps)
     tokenizer = make_tokenizer(config)
-    made: list[np.ndarray] = []
+    made: dict[Row, list[np.ndarray]] = {row: [] for row in rows}
     for first in range(0, len(edits.image), args.batch_size):
         chosen = np.arange(first, first + args.batch_size).clip(max=len(edits.image) - 1)
-        request = _request(tokenizer, model, edits, shapes, chosen, args)
-        if not copies:
-            request = request._replace(keep=jnp.zeros_like(request.keep))
-        request = request._replace(guidance_scale=jnp.float32(scale))
-        inverted = None
-        if ours or method == "prompt_to_prompt":
-            attention = method == "shape_guided"
-            inverted = invert(model, config, request, settings, attention=attention)
-        made.append(edit(model, config, method, request, settings, inverted))
-    return np.concatenate(made)[: len(edits.image)]
-
-
-def _request(
-    tokenizer: Tokenizer,
-    model: ShapeGuided,
-    edits: Edits,
-    shapes: Bool[np.ndarray, "n H W"],
-    chosen: np.ndarray,
-    args: argparse.Namespace,
-) -> Request:
-    return make_request(
-        tokenizer,
-        model.sd.tokens,
-        edits.image[chosen],
-        shapes[chosen],
-        [edits.wishes[i] for i in chosen],
-        token_scale=args.token_scale,
-        seeds=[args.seed + int(i) for i in chosen],
-    )
+        inverted: dict[str, Array] = {}
+        for row in rows:
+            attention = row.method == "shape_guided"
+            ours = attention or row.method == "without_ioa"
+            wishes = [edits.wishes[i] for i in chosen]
+            scale = (
+                config.samples.guidance_scale if ours else config.samples.baseline_guidance_scale
+            )
+            if row.idle:
+                wishes = [w._replace(edit=w.source, edit_outside=w.source_outside) for w in wishes]
+                scale = 0.0
+            request = make_request(
+                tokenizer,
+                model.sd.tokens,
+                edits.image[chosen],
+                shapes[row.kind][chosen],
+                wishes,
+                keep="outside" if row.copies else "nothing",
+                token_scale=args.token_scale,
+                guidance_scale=scale,
+                seeds=[args.seed + int(i) for i in chosen],
+            )
+            known = None
+            if ours or row.method == "prompt_to_prompt":
+                seen = row.kind if attention else "no shape"
+                if seen not in inverted:
+                    inverted[seen] = invert(model, config, request, settings, attention=attention)
+                known = inverted[seen]
+            made[row].append(edit(model, config, row.method, request, settings, known))
+    return {row: np.concatenate(parts)[: len(edits.image)] for row, parts in made.items()}
 
 
 class Judge:

@@ -13,8 +13,18 @@ import pytest
 import torch
 from flax import nnx
 
+from vljax.diffusion.progress import progress_bar
 from vljax.models.conditional_unet import ConditionalUNet, inside_outside
 from vljax.models.parameters import named_parameters
+from vljax.systems import shape_guided
+from vljax.systems.shape_guided.model import (
+    Settings,
+    Wish,
+    generate,
+    invert,
+    make_request,
+    make_tokenizer,
+)
 
 pytestmark = pytest.mark.benchmark
 
@@ -95,3 +105,35 @@ def test_a_call_of_the_network(milliseconds):
     assert mine_masked <= 0.8 * torch_masked
     if mine > 1.3 * torch_plain:
         pytest.xfail("1.3 is wanted, 1.44 was seen: XLA's 3×3 convolutions (test_convolution.py)")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_whole_edit_is_two_programs(dtype):
+    """50 steps of inversion and 50 of generation at 512 pixels: compilation and memory."""
+    config = shape_guided.get_published_config("")
+    config.model.unet.dtype = dtype
+    model = jax.eval_shape(lambda: shape_guided.make_model(config))
+    tokenizer = make_tokenizer(shape_guided.get_config())
+    image = np.zeros((1, 512, 512, 3), np.uint8)
+    wish = Wish("a red circle", "a blue circle")
+    request = make_request(tokenizer, model.sd.tokens, image, np.ones((1, 512, 512), bool), [wish])
+    settings = Settings(config.samples.steps)
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.sd)) / 2**30
+    print(f"\nparameters: {weights:.2f} GiB")
+    latents = jax.ShapeDtypeStruct((51, 1, 64, 64, 4), jnp.float32)
+    with progress_bar("never run") as bar:
+        inversion = jax.jit(lambda model, request: invert(model, config, request, settings))
+        generation = jax.jit(
+            lambda model, *rest: generate(model, config, *rest, progress=bar), static_argnums=2
+        )
+        programs = {
+            "inversion": inversion.lower(model, request),
+            "generation": generation.lower(model, request, settings, latents),
+        }
+    for name, program in programs.items():
+        start = time.perf_counter()
+        memory = program.compile().memory_analysis()
+        seconds, used = time.perf_counter() - start, memory.temp_size_in_bytes / 2**30
+        print(f"{name}: compiled in {seconds:.0f} s, {used:.2f} GiB beside its parameters")
+        # No copy of the parameters. On CPU bfloat16 is emulated, with a float32 copy of them.
+        assert dtype == "bfloat16" or used < 0.3 * weights

@@ -21,6 +21,8 @@ CASES = {
     "3x3 padded beyond the kernel": ((2, 5, 6, 4), (3, 3, 4, 4), (1, 1), ((3, 1), (0, 4))),
     "7x7 stride 2": ((2, 16, 15, 3), (7, 7, 3, 6), (2, 2), ((3, 3), (3, 3))),
     "2x3, strides 2 and 1": ((3, 8, 9, 4), (2, 3, 4, 2), (2, 1), ((1, 0), (1, 1))),
+    "3x3 with few pixels": ((2, 3, 2, 5), (3, 3, 5, 20), (1, 1), SAME),
+    "3x3 stride 2 with few pixels": ((2, 4, 5, 3), (3, 3, 3, 12), (2, 2), SAME),
     "1x1": ((2, 6, 5, 4), (1, 1, 4, 3), (1, 1), ((0, 0), (0, 0))),
     "1x1 stride 2": ((2, 6, 5, 4), (1, 1, 4, 3), (2, 2), ((0, 0), (0, 0))),
 }
@@ -128,6 +130,14 @@ def test_gradient_of_the_input_alone_holds_no_columns():
     both = jax.jit(jax.grad(curved(ours, (1, 1), SAME), (0, 1))).lower(x, weight).compile()
     assert "f32[4,16,16,72]" not in text.replace("1024,72", "4,16,16,72")
     assert "f32[4,16,16,72]" in both.as_text().replace("1024,72", "4,16,16,72")
+
+
+@pytest.mark.parametrize(("platform", "count"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
+def test_few_pixels_are_columns_on_cpu_alone(platform, count):
+    x, weight = inputs((2, 3, 2, 5), (3, 3, 5, 20))
+    traced = jax.jit(lambda x, weight: ours(x, weight, (1, 1), SAME)).trace(x, weight)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == count
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -1,11 +1,12 @@
-"""Two-dimensional convolution whose gradient is as fast as its forward pass, on CPU too.
+"""Two-dimensional convolution that is fast on CPU too, with its gradient.
 
-XLA's CPU backend runs forward convolutions and the gradient with respect to the input near the
-speed of oneDNN, but treats the weight gradient as a convolution with a kernel the size of the
-image, which costs several times the forward pass. Here it is what it is in the textbook: shifted
-copies of one side laid out as columns, times the other side (im2col; Chellapilla et al., "High
-Performance Convolutional Neural Networks for Document Processing", 2006), a few images at a time
-so that the columns stay in the caches. Other platforms keep XLA's.
+XLA's CPU backend runs most forward convolutions and the gradient with respect to the input near
+the speed of oneDNN, but not two: the weight gradient, which it treats as a convolution with a
+kernel the size of the image, and few pixels with many channels, the deep end of a U-Net. Here both
+are what they are in the textbook: shifted copies of one side laid out as columns, times the other
+side (im2col; Chellapilla et al., "High Performance Convolutional Neural Networks for Document
+Processing", 2006); for the gradient a few images at a time, so that the columns stay in the caches.
+Other platforms keep XLA's.
 """
 
 import functools
@@ -62,7 +63,18 @@ def _xla_convolve(x: Array, weight: Array, strides: tuple[int, int], pads: Pads)
     )
 
 
-_convolve = jax.custom_vjp(_xla_convolve, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Array, weight: Array, strides: tuple[int, int], pads: Pads) -> Array:
+    by_xla = functools.partial(_xla_convolve, strides=strides, pads=pads)
+
+    def by_columns(x: Array, weight: Array) -> Array:
+        return _columns(x, weight.shape[:2], strides, pads) @ weight.reshape(-1, weight.shape[-1])
+
+    *pixels, outputs = jax.eval_shape(by_xla, x, weight).shape
+    # With few pixels the kernel is most of what is read; columns read it once.
+    if math.prod(pixels) > outputs:
+        return by_xla(x, weight)
+    return lax.platform_dependent(x, weight, cpu=by_columns, default=by_xla)
 
 
 def _forward(

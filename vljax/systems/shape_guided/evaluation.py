@@ -122,7 +122,7 @@ PAPER = (
 
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `python -m vljax.evaluate` for this system."""
-    parser.add_argument("--num_images", type=int, default=64, help="edits to judge")
+    parser.add_argument("--num_images", type=int, default=32, help="edits to judge")
     parser.add_argument("--batch_size", type=int, default=32, help="how many at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the first edit's noise")
     parser.add_argument("--steps", help="of inversion and generation (default: config.samples)")

@@ -101,11 +101,11 @@ def get_config() -> ConfigDict:
         return stage(16, num_steps, ema_decay=0.995, **muon)
 
     config.stages = {
-        "clip": stage(64, 400, name="muon", learning_rate=4e-3),
+        "clip": stage(64, 400, name="muon", learning_rate=3e-3),
         "autoencoder": stage(16, 1000, ema_decay=0.99, learning_rate=3e-3),
         "diffusion": denoiser(1500),
         "inpaint": denoiser(700),
-        "segmenter": stage(32, 300, learning_rate=1e-3),
+        "segmenter": stage(32, 400, name="muon", learning_rate=3e-3),
     }
     config.pretrained = {"sd": "", "inpaint": ""}
     # How a picture is inverted and generated; the captions drawn during training likewise.

@@ -14,7 +14,6 @@ from vljax.diffusion.editing import guided
 from vljax.diffusion.process import Process
 from vljax.diffusion.prompt_to_prompt import (
     TokenMap,
-    identity,
     prompt_to_prompt,
     refinement,
     replacement,
@@ -30,6 +29,12 @@ _SINGLE = ("a", "photo", "of", "house", "in", "winter", "cat", "dog", "red", "th
 WORDS = {word: [token] for token, word in enumerate(_SINGLE, 10)}
 WORDS |= {"labradoodle": [40, 41, 42], "squirrel": [43, 44]}
 LENGTH, END = 12, 99
+
+
+def identity(tokens):
+    """Every token keeps its place and takes the source's map."""
+    ones = np.ones(tokens, np.float32)
+    return TokenMap(np.diag(ones), 0 * ones, ones)
 
 
 def tokenize(texts, length):

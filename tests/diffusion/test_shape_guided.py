@@ -369,6 +369,25 @@ def test_reconstruction_with_the_source_prompt_and_no_guidance(sd, paper):
     assert faithful > drifted + 3
 
 
+def test_one_row_of_factors_serves_a_batch(sd):
+    _, model = sd
+    inverted, context = jnp.zeros((STEPS + 1, 2, 16, 16, 4)), jnp.zeros((2, len(EMPTY), 24))
+    edited = jax.eval_shape(
+        lambda factors: generate(
+            process(),
+            model.unet,
+            inverted,
+            context,
+            context[:1],
+            jnp.ones((1, 32, 32)),
+            jnp.zeros((1, 32, 32)),
+            token_scale=factors,
+        ),
+        jax.ShapeDtypeStruct((1, len(EMPTY)), jnp.float32),
+    )
+    assert edited.shape == (2, 16, 16, 4)
+
+
 def test_attention_maps_stay_on_their_side(sd):
     _, model = sd
     picture, shape = picture_and_shape(0)

@@ -10,6 +10,7 @@ row's last pixel and every fourth (32nd) channel.
 
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from vljax import pretrained
@@ -32,6 +34,7 @@ from vljax.models.clip import (
 )
 from vljax.models.layers import Linear
 from vljax.models.parameters import named_parameters, variables
+from vljax.training.weights import pretrained_parameters
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXT = {"context_length": 16, "vocabulary_size": 100, "text_width": 64, "text_layers": 2}
@@ -249,9 +252,13 @@ def test_transformers_folder_loads_and_the_text_tower_alone(tmp_path):
     theirs, sizes, tensors = transformers_clip(32, 8, (64, 1), (64, 2), 32, "quick_gelu")
     ours = with_weights(skeleton(**sizes), CLIP.published_names(tensors))
     theirs.save_pretrained(tmp_path)
-    read = CLIP.published_names(pretrained.read_tensors(tmp_path))
-    loaded = with_weights(skeleton(**sizes), read)
+    loaded = pretrained.load(skeleton(**sizes), tmp_path)
     chex.assert_trees_all_equal(named_parameters(loaded), named_parameters(ours))
+    # And as a part of a system's model, by --config.pretrained.clip.
+    system = SimpleNamespace(clip=skeleton(**sizes))
+    given = pretrained_parameters(system, ConfigDict({"pretrained": {"clip": str(tmp_path)}}))
+    expected = {f"clip.{name}": value for name, value in named_parameters(ours).items()}
+    chex.assert_trees_all_equal(given, expected)
 
     # Stable Diffusion's text encoder, with a position buffer as old folders have it.
     text = {n: t for n, t in tensors.items() if n.startswith("text_model.")}
@@ -268,8 +275,7 @@ def test_openais_file_loads_without_its_counters(tmp_path):
     extra = {n: np.array(64) for n in ("input_resolution", "context_length", "vocab_size")}
     extra["visual.layer1.0.bn1.num_batches_tracked"] = np.array(7)
     save_file(tensors | extra, tmp_path / "RN50.safetensors")
-    read = CLIP.published_names(pretrained.read_tensors(tmp_path / "RN50.safetensors"))
-    loaded = with_weights(skeleton(**SHALLOW), read)
+    loaded = pretrained.load(skeleton(**SHALLOW), tmp_path / "RN50.safetensors")
     chex.assert_trees_all_equal(named_parameters(loaded), named_parameters(model))
 
 

@@ -82,8 +82,7 @@ def peer_and_folder(folder, **config):
 def loaded(folder, **changes):
     arguments = published_arguments(folder) | changes
     model = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
-    tensors = CLIPSeg.published_names(pretrained.read_tensors(folder))
-    return jax.tree.map(jnp.asarray, pretrained.assign(model, tensors, origin=folder))
+    return jax.tree.map(jnp.asarray, pretrained.load(model, folder))
 
 
 @jax.jit

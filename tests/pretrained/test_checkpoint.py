@@ -160,3 +160,11 @@ def test_writing_is_atomic(tensors, tmp_path, monkeypatch):
 def test_unknown_parameters_are_refused(model):
     with pytest.raises(KeyError, match="nothing"):
         with_parameters(model, {"nothing": np.zeros(1)})
+
+
+def test_code_beside_weights_is_not_loaded(tmp_path):
+    """OpenAI publishes its CLIP as TorchScript archives."""
+    torch = pytest.importorskip("torch")
+    torch.jit.trace(torch.nn.Linear(2, 3), torch.zeros(1, 2)).save(tmp_path / "clip.pt")
+    with pytest.raises(UserError, match=r"clip.pt is a TorchScript archive.*state_dict\(\)"):
+        pretrained.read_tensors(tmp_path / "clip.pt")

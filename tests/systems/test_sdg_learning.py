@@ -29,9 +29,10 @@ def test_retrieval_rises_with_the_scale(rows):
     free, weak, strong = (rows[f"SDG, text ({scale})"]["top5"] for scale in (0, 30, 300))
     assert free + 0.1 < weak < strong
     assert rows["SDG, text (0)"]["top1"] <= 0.05
-    # Seeds came to 0.5 and more, and to 0.4; the standard error of a row is 0.07.
+    # Three seeds came to 0.48, 0.58, 0.69 and to 0.46, 0.50, 0.48, each with a standard error of
+    # 0.07.
     assert rows["SDG, text (300)"]["top1"] >= 0.4
-    assert rows["SDG, image (2000)"]["top1"] >= 0.3
+    assert rows["SDG, image (2000)"]["top1"] >= 0.4
 
 
 def test_diversity_falls_with_the_scale(rows):

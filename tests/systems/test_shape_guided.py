@@ -32,6 +32,7 @@ from vljax.systems.shape_guided.model import (
     invert,
     make_request,
     make_tokenizer,
+    one_sided,
 )
 from vljax.systems.shape_guided.training import inpaint_start, stages
 from vljax.systems.shape_guided.use import read_mask, to_working_size, working_size
@@ -197,15 +198,32 @@ def test_edits_compile_once(editing, opened, tmp_path, compilations):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--edit_prompt", "red " * 39), "edit 'red red.*has 39 tokens, but a side .* takes 38"),
-        (("--source_background", "red " * 60), "source_outside .* has 60 tokens"),
+        (
+            ("--edit_prompt", "red " * 39),
+            "--edit_prompt 'red red.*has 39 tokens, but a side .* takes 38",
+        ),
+        (("--source_background", "red " * 60), "--source_background .* has 60 tokens"),
         (("--source_prompt", ""), "--source_prompt is missing"),
         (("--image", "nothing.png"), "nothing.png cannot be read"),
         (("--mask", ""), "the model cannot infer one: give --mask"),
         (("--noise_mixing", "2"), "--noise_mixing=2.0"),
         (("--method", "inpaint"), "the model cannot inpaint"),
-        (("--method", "blended"), "needs CLIP's image tower"),
-        (("--method", "sdedit", "--attention_maps"), "there are none of --method sdedit"),
+        (("--method", "blended"), "needs CLIP's image tower.*give one with --clip=FOLDER"),
+        (("--method", "blended", "--clip", "nothing"), "no checkpoint at nothing"),
+        (
+            ("--method", "sdedit", "--attention_maps"),
+            "--attention_maps does nothing with --method sdedit: .* shape_guided or without_ioa",
+        ),
+        (("--method", "sdedit", "--token_scale", "2"), "--token_scale does nothing"),
+        (
+            ("--method", "without_ioa", "--edit_prompt", "a star", "--edit_background", "red"),
+            "one side only: change one of them, or use --method shape_guided",
+        ),
+        (("--attention_maps", "--edit_prompt", "", "--source_background", ""), "give some"),
+        (("--mask", "", "--invert_mask"), "turns a mask around: give one with --mask"),
+        (("--method", "prompt_to_prompt", "--reweight", "red"), "--reweight red: give a word and"),
+        (("--method", "prompt_to_prompt", "--reweight", "cat=2"), "'cat' is no word of"),
+        (("--seed", "3000000000"), "seed=3000000000 does not fit 32 bits"),
         (("--steps", "many"), "'many' is not understood"),
     ],
 )
@@ -214,8 +232,51 @@ def test_mistakes_in_one_line(opened, tmp_path, flags, words):
     shape = mask(tmp_path / "mask.png", (32, 32))
     files = ("--image", str(photo), "--mask", str(shape), "--source_prompt", "a circle")
     args = read_flags(*files, *flags)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as error:
         shape_guided.generate(opened.model, opened.config, args, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["without_ioa", "sdedit"])
+def test_methods_of_one_prompt_edit_the_surroundings_too(opened, tmp_path, method):
+    """As the inside of the inverted shape: the background's prompt draws, the object stays."""
+    photo = photograph(tmp_path / "photo.png", (32, 32))
+    shape = mask(tmp_path / "mask.png", (32, 32))
+
+    def edited(name, *flags):
+        files = ("--image", str(photo), "--mask", str(shape), "--method", method)
+        args = read_flags(*files, *flags, "--steps", "leading2")
+        shape_guided.generate(opened.model, opened.config, args, tmp_path / name)
+        return read(tmp_path / name / "edited.png")
+
+    around = edited("around", "--source_prompt", "a star", "--edit_background", "a dark square")
+    turned = ("--source_prompt", "background", "--edit_prompt", "a dark square", "--invert_mask")
+    np.testing.assert_array_equal(around, edited("turned", *turned))
+    inside = read(shape) == 255
+    np.testing.assert_array_equal(around[inside], read(photo)[inside])
+    assert (around[~inside] != read(photo)[~inside]).any(-1).mean() > 0.9
+
+
+def test_both_kinds_of_keep_turn_with_the_shape():
+    shape = np.arange(4).reshape(2, 2) > 1
+    inner, outer = Wish("a dog", "a cat"), Wish("a dog", "a dog", "grass", "sand")
+    assert one_sided(inner, shape, "nothing") == (inner, shape, "nothing")
+    for keep, turned in (("inside", "outside"), ("nothing", "nothing")):
+        wish, other, stays = one_sided(outer, shape, keep)
+        assert (wish, stays) == (Wish("grass", "sand", "a dog", "a dog"), turned)
+        np.testing.assert_array_equal(other, ~shape)
+
+
+def test_words_weigh_more_in_prompt_to_prompt(opened):
+    tokenizer = make_tokenizer(opened.config)
+    image, shape = np.zeros((2, 32, 32, 3), np.uint8), np.ones((2, 32, 32), bool)
+    wishes = [Wish("a circle", "a red circle"), Wish("a star", "a red star")]
+    request = make_request(
+        tokenizer, opened.model.sd.tokens, image, shape, wishes, reweight={"red": 3.0}
+    )
+    for scale, tokens in zip(request.mapping.scale, request.tokens.edit, strict=True):
+        red = tokenizer(["red"], 77)[0, 1]
+        np.testing.assert_array_equal(scale, np.where(tokens == red, 3, 1))
 
 
 def test_masks_as_people_make_them(tmp_path):
@@ -300,6 +361,50 @@ def test_a_folder_that_predicts_something_else_is_refused(folder, tmp_path):
         generate.main((*flags, "--out", str(tmp_path)))
 
 
+def test_an_inpainting_network_loads_where_it_fits(folder, tmp_path):
+    wide = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    said = {**wide.config, "in_channels": 9}
+    diffusers.UNet2DConditionModel.from_config(said).save_pretrained(tmp_path / "pipe" / "unet")
+    other = {**said, "cross_attention_dim": 24}
+    diffusers.UNet2DConditionModel.from_config(other).save_pretrained(tmp_path / "other")
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / "pipe" / part).symlink_to(folder / part)
+    flags = ("--config", f"{RECIPE}:x", "--config.compilation_cache=")
+
+    def opened_with(sd, inpaint=""):
+        given = (f"--config.pretrained.sd={sd}", f"--config.pretrained.inpaint={inpaint}")
+        return open_run((*flags, *given, "--out", str(tmp_path)), "vljax.generate", None, "out")
+
+    model = opened_with(folder, tmp_path / "pipe" / "unet").model
+    assert model.inpaint.conv_in.weight.shape[2] == 9
+    for given, words in (
+        ((folder, tmp_path / "pipe"), r"a whole pipeline: give its U-Net, .*/pipe/unet(\n|$)"),
+        ((folder, folder / "unet"), r"in_channels=4, but beside .* 9 is needed"),
+        ((folder, tmp_path / "other"), r"context_features=24, but beside .* 16 is needed"),
+        ((tmp_path / "pipe",), r"takes 9 channels and .* so it inpaints: .*/pipe/unet(\n|$)"),
+    ):
+        with pytest.raises(UserError, match=words):
+            opened_with(*given)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "--segmenter is missing: shapes in photographs are judged"),
+        (("--methods", "inpaint"), "--methods inpaint needs --config.pretrained.inpaint=FOLDER"),
+        (("--methods", "blended"), "--methods blended needs --clip=FOLDER"),
+        (("--num_images", "1"), "--num_images=1: give 2 or more"),
+        (("--config.data.image_size=34",), "--config.data.image_size=34 does not divide by 4"),
+    ],
+)
+def test_evaluation_says_what_it_lacks(editing, tmp_path, flags, words):
+    if not (DATA / "shape_prompts").is_dir():
+        pytest.skip(f"{DATA / 'shape_prompts'} is not there: it holds a photograph of ShapePrompts")
+    flags = (*editing, "--config.data.annotations=one_image.json", *flags)
+    with pytest.raises(UserError, match=words):
+        evaluate.main((*flags, "--out", str(tmp_path)))
+
+
 def test_shape_prompts_become_edits_of_one_size():
     prompts = DATA / "shape_prompts"
     if not prompts.is_dir():
@@ -335,15 +440,23 @@ def test_the_published_recipe_describes_stable_diffusion():
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A model with every part, its weights drawn by numpy: nothing compiles for them."""
+    """A model with every part."""
     config, _ = parse_config(TINY)
-    skeleton = jax.eval_shape(lambda: shape_guided.make_model(config))
+    return config, drawn(jax.eval_shape(lambda: shape_guided.make_model(config)))
+
+
+def drawn(skeleton):
+    """A model whose every weight is drawn by numpy: nothing compiles, and no output is zero."""
     rng = np.random.default_rng(0)
-    drawn = {
-        name: 0.1 * rng.standard_normal(value.shape, dtype=np.float32)
-        for name, value in named_parameters(skeleton).items()
-    }
-    return config, with_parameters(skeleton, drawn)
+
+    def draw(name, shape):
+        noise = rng.standard_normal(shape, dtype=np.float32)
+        if len(shape) > 1:
+            return noise * np.float32(np.prod(shape[:-1]) ** -0.5)
+        return np.float32(name.endswith("weight")) + np.float32(0.1) * noise
+
+    weights = {name: draw(name, v.shape) for name, v in named_parameters(skeleton).items()}
+    return with_parameters(skeleton, weights)
 
 
 def test_every_stage_has_a_loss_of_its_batches(tiny):
@@ -438,8 +551,8 @@ def test_evaluate_makes_the_whole_table(tiny, tmp_path):
     """Every method, with given and inferred shapes; minutes of compilation."""
     rows, results = judged(tiny, tmp_path)
     assert len(rows) == 15
+    assert results["not made"] == {}
     assert results["reconstruction PSNR"].keys() == {"Ours", "Ours (w/o IOA)"}
-    assert all(value > 5 for value in results["reconstruction PSNR"].values())
     assert {row["shape"] for row in rows} == {"", "given", "inferred"}
 
 
@@ -477,13 +590,18 @@ def test_a_photograph_at_the_published_architecture():
     source = ShapePrompts(prompts / "one_image.json", prompts)
     example = source[0]
     config, _ = parse_config(("--config", f"{RECIPE}:{prompts}"))
-    model = jax.jit(lambda: shape_guided.make_model(config))()
+    config.model.unet.dtype = "float32"
+    model = drawn(jax.eval_shape(lambda: shape_guided.make_model(config)))
     tokenizer = open_tokenizer(next(merges.glob("bpe*")))
     size = working_size(*example["image"].shape[:2], 512, model.sd.multiple)
     image, shape = to_working_size(example["image"], example["edit_mask"], size)
     assert size == (448, 576)
-    wish = Wish(example["source_prompt"], example["edit_prompt"])
-    request = make_request(tokenizer, 77, image[None], shape[None], [wish])
-    made = edit(model, config, METHODS[0], request, Settings(steps="leading2"))
-    assert made.shape == (1, *size, 3)
-    assert made.std() > 0
+    made = []
+    for prompt in (example["edit_prompt"], "a stone"):
+        wish = Wish(example["source_prompt"], prompt)
+        request = make_request(tokenizer, 77, image[None], shape[None], [wish])
+        made.append(edit(model, config, METHODS[0], request, Settings(steps="leading2"))[0])
+    assert made[0].shape == (*size, 3)
+    changed = (made[0] != made[1]).any(-1)
+    # The autoencoder sees a little beyond the shape.
+    assert changed[shape].mean() > 0.5 > changed[~shape].mean()

@@ -151,15 +151,6 @@ def reweighted(
     return mapping._replace(scale=scale)
 
 
-def identity(tokens: int) -> TokenMap:
-    """Every token keeps its place and takes the source's map."""
-    return TokenMap(
-        np.eye(tokens, dtype=np.float32),
-        np.zeros(tokens, np.float32),
-        np.ones(tokens, np.float32),
-    )
-
-
 def prompt_to_prompt(
     process: Process,
     network: Network,

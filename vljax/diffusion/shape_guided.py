@@ -140,7 +140,7 @@ def generate(
     # The network sees the conditional and the unconditional batch at once.
     twice = jnp.concatenate([jnp.broadcast_to(shape, (len(edit), *shape.shape[1:]))] * 2)
     if jnp.ndim(token_scale) == 2:
-        token_scale = jnp.concatenate([token_scale] * 2)
+        token_scale = jnp.concatenate([jnp.broadcast_to(token_scale, edit.shape[:2])] * 2)
 
     def control_at(t: Int[Array, " b"]) -> Control:
         done = steps_done(process.schedule, t) / len(process.schedule)
@@ -213,6 +213,7 @@ def attention_maps(
     *,
     attention: bool = True,
     token_scale: Float[Array, "#b n"] | float = 1.0,
+    self_schedule: StrengthSchedule = "constant",
 ) -> Float[Array, "b n h w"]:
     """How much each pixel attends to each token, over heads, layers and steps (figure 5.4).
 
@@ -224,6 +225,7 @@ def attention_maps(
         shape: As in `invert`.
         attention: Whether Inside-Outside Attention acts.
         token_scale: As in `generate`.
+        self_schedule: As in `generate`.
 
     Returns:
         The mean maps of the conditional model at the latents' resolution.
@@ -236,10 +238,11 @@ def attention_maps(
         places[place.name] = place
         return place.kind == "cross"
 
-    control = _control(shape, tokens, attention, 1.0, token_scale, record=cross)
-
     def add(total: Array, level: tuple[Array, Array]) -> tuple[Array, None]:
         z, t = level
+        done = steps_done(process.schedule, t[None]) / len(process.schedule)
+        strength = schedule_strength(self_schedule, done)
+        control = _control(shape, tokens, attention, strength, token_scale, record=cross)
         _, records = observed(z, jnp.full(z.shape[:1], t), prompt, control=control)
         maps = []
         for name, weights in records.items():

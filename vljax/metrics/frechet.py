@@ -10,6 +10,7 @@ differ from the published implementations in the fourth digit. Only features lea
 few kilobytes a picture.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,10 +19,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
+from vljax.diffusion.pixels import to_unit
 from vljax.errors import RunError, UserError
+from vljax.models.inception import InceptionV3
+from vljax.pretrained import load
 
 
 @dataclass(frozen=True)
@@ -198,3 +203,17 @@ def _factor(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     keep = values > len(values) * np.finfo(float).eps * max(values[-1], 0.0)
     return vectors[:, keep] * np.sqrt(values[keep])
+
+
+def inception_features(path: str | os.PathLike) -> Callable[[Any], Float[Array, "b 2048"]]:
+    """The features of FID from uint8 pictures [b h w 3], by its published weights; jitted.
+
+    Args:
+        path: A checkpoint of `InceptionV3`.
+
+    Raises:
+        UserError: it does not hold one.
+    """
+    network = load(jax.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0))), path)
+    features = jax.jit(lambda network, pixels: network.features(to_unit(pixels)))
+    return functools.partial(features, jax.tree.map(jax.numpy.asarray, network))

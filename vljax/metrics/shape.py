@@ -44,6 +44,9 @@ Segmenter = Callable[[Picture, str], Mask]
 #: is not found, of the object of that name in that place. Row k means the same in all pictures.
 KeypointDetector = Callable[[Picture, str, Mask], Float[np.ndarray, "k 3"]]
 
+#: α where no other is given: the share of the box that a keypoint may be off.
+ALPHA = 0.1
+
 
 @dataclass(frozen=True)
 class ShapeScore:
@@ -77,7 +80,7 @@ def correct_keypoints(
     source: Float[np.ndarray, "k 3"],
     edited: Float[np.ndarray, "k 3"],
     size: float,
-    alpha: float = 0.1,
+    alpha: float = ALPHA,
 ) -> float | None:
     """PCK: the share of the source's keypoints that the edited picture has near the same place.
 
@@ -107,7 +110,7 @@ def shape_score(
     edited_name: str,
     segmenter: Segmenter,
     detector: KeypointDetector | None = None,
-    alpha: float = 0.1,
+    alpha: float = ALPHA,
 ) -> ShapeScore:
     """The faithfulness of one edit; all three arrays have the picture's size.
 

@@ -310,6 +310,9 @@ def published_arguments(folder: str | os.PathLike) -> dict[str, Any]:
     ):
         for block in config.pop(field):
             if block != known:
-                raise UserError(f"{folder}: {field} has {block!r}, which vljax does not build")
+                raise UserError(
+                    f"{folder}: {field} has {block!r}, which vljax does not build: give the "
+                    "autoencoder of Stable Diffusion"
+                )
     config["norm_groups"] = config.pop("norm_num_groups")
     return {**config, "block_out_channels": tuple(config["block_out_channels"])}

@@ -5,10 +5,8 @@ sections 2.4 and 2.5. The image tower is a modified ResNet with attention poolin
 transformer, the text tower a causal transformer. Parameter names are those of OpenAI's
 checkpoints; `CLIP.published_names` brings those of Hugging Face `transformers` to them.
 
-    folder = "clip-vit-large-patch14"
     clip = jax.eval_shape(lambda: CLIP(**PUBLISHED["ViT-L/14"], rngs=nnx.Rngs(0)))
-    tensors = CLIP.published_names(pretrained.read_tensors(folder))
-    clip = pretrained.assign(clip, tensors, origin=folder)
+    clip = pretrained.load(clip, "clip-vit-large-patch14")
 """
 
 from collections.abc import Callable, Mapping, Sequence

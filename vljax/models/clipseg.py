@@ -11,8 +11,7 @@ OpenAI's (see `vljax.models.clip`) in the CLIP; `CLIPSeg.published_names` brings
     folder = "clipseg-rd64-refined"
     arguments = published_arguments(folder)
     model = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
-    tensors = CLIPSeg.published_names(pretrained.read_tensors(folder))
-    model = pretrained.assign(model, tensors, origin=folder)
+    model = pretrained.load(model, folder)
     mask = infer_shape(model, open_tokenizer(folder), picture, "dog")
 """
 
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 
 from vljax.errors import UserError
@@ -252,16 +251,17 @@ class CLIPSeg(nnx.Module):
         if not 0 <= ordered[0] <= ordered[-1] < vision_layers:
             raise UserError(
                 f"extract_layers={extract_layers}: the image tower has blocks 0 to "
-                f"{vision_layers - 1}"
+                f"{vision_layers - 1}, choose among them"
             )
         if not 0 <= conditional_layer < len(extract_layers):
             raise UserError(
                 f"conditional_layer={conditional_layer}: the decoder has layers 0 to "
-                f"{len(extract_layers) - 1}"
+                f"{len(extract_layers) - 1}, choose one of them"
             )
         if reduce_dim % decoder_heads:
             raise UserError(
-                f"reduce_dim={reduce_dim} does not divide by decoder_heads={decoder_heads}"
+                f"reduce_dim={reduce_dim} does not divide by decoder_heads={decoder_heads}: choose "
+                "a multiple"
             )
         if refined and patch_size % 4:
             raise UserError(
@@ -392,7 +392,7 @@ def _cubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
 
 
 def segmentation_loss(
-    model: CLIPSeg, batch: Mapping[str, Array], key: Key[Array, ""] | None = None
+    model: CLIPSeg, batch: Mapping[str, Array]
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Binary cross-entropy of every pixel, the paper's loss.
 
@@ -400,13 +400,11 @@ def segmentation_loss(
         model: The model.
         batch: `image` uint8 [b s s 3], `tokens` int [b n] and `mask` bool [b s s], the pixels that
             the text names (see `vljax.data.shape_prompts.named_object`).
-        key: Not used: the loss has no chance in it.
 
     Returns:
         The mean over pixels, and `iou`: the mean overlap of the masks at probability 1/2 with the
         true ones (1 where both are empty).
     """
-    del key
     images = batch["image"].astype(jnp.float32) / 127.5 - 1
     logits, mask = model(images, batch["tokens"]), batch["mask"].astype(bool)
     loss = optax.sigmoid_binary_cross_entropy(logits, mask.astype(jnp.float32)).mean()
@@ -486,12 +484,12 @@ def published_arguments(folder: str | os.PathLike) -> dict[str, Any]:
             if found[field] != value:
                 raise UserError(
                     f"{folder}: {name} has {field}={found[field]!r}, but vljax only builds "
-                    f"{value!r} here"
+                    f"{value!r} here: give a published CLIPSeg"
                 )
     if vision["hidden_act"] not in ACTIVATIONS:
         raise UserError(
             f"{folder}: vision_config has hidden_act={vision['hidden_act']!r}, which vljax does "
-            "not build"
+            "not build: give a published CLIPSeg"
         )
     return {
         "embed_dim": config.get("projection_dim", 512),

@@ -530,7 +530,8 @@ def _check(
             )
         if channels % number:
             raise UserError(
-                f"block_out_channels has {channels}, which num_heads={number} does not divide"
+                f"block_out_channels has {channels}, which num_heads={number} does not divide: "
+                "choose another number of heads"
             )
 
 
@@ -606,10 +607,16 @@ def published_arguments(folder: str | os.PathLike) -> dict[str, Any]:
     down, up = config["down_block_types"], config["up_block_types"]
     for block in down:
         if block not in ("CrossAttnDownBlock2D", "DownBlock2D"):
-            raise UserError(f"{folder}: down_block_types has {block!r}, which vljax does not build")
+            raise UserError(
+                f"{folder}: down_block_types has {block!r}, which vljax does not build: give the "
+                "U-Net of Stable Diffusion 1 or 2"
+            )
     expected = [block.replace("Down", "Up") for block in reversed(down)]
     if list(up) != expected:
-        raise UserError(f"{folder}: up_block_types={up}, but vljax only builds {expected} here")
+        raise UserError(
+            f"{folder}: up_block_types={up}, but vljax only builds {expected} here: give the U-Net "
+            "of Stable Diffusion 1 or 2"
+        )
     # The published configs call the number of heads attention_head_dim.
     heads = config["attention_head_dim"]
     return {
@@ -647,18 +654,21 @@ def read_config(
     """
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        config = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not a readable config ({error}): give a diffusers folder"
         ) from error
     if (name := config.get("_class_name")) != architecture:
-        raise UserError(f"{path} describes a {name!r}, but a {architecture!r} is needed")
+        raise UserError(
+            f"{path} describes a {name!r}, but a {architecture!r} is needed: give its folder"
+        )
     for field, value in config.items():
         if field.startswith("_") or field in free or field in defaults:
             continue
         if value not in fixed.get(field, (None, False)):
             raise UserError(
-                f"{path}: {field}={value!r} is an architecture that vljax does not build"
+                f"{path}: {field}={value!r} is an architecture that vljax does not build: give a "
+                "folder of Stable Diffusion 1 or 2"
             )
     return {field: config.get(field, default) for field, default in defaults.items()}

@@ -113,13 +113,16 @@ _TEXT_FIELDS = {
 
 def _text_arguments(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        config = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not a readable config ({error}): give a diffusers folder"
         ) from error
     if (kind := config.get("model_type")) != "clip_text_model":
-        raise UserError(f"{path}: model_type={kind!r}, but 'clip_text_model' is needed")
+        raise UserError(
+            f"{path}: model_type={kind!r}, but 'clip_text_model' is needed: give a folder of "
+            "Stable Diffusion 1 or 2"
+        )
     arguments = {
         ours: config.get(theirs, default) for ours, (theirs, default) in _TEXT_FIELDS.items()
     }
@@ -130,5 +133,8 @@ def _text_arguments(path: Path) -> dict[str, Any]:
         ("hidden_act", arguments["activation"], tuple(ACTIVATIONS)),
     ):
         if value not in built:
-            raise UserError(f"{path}: {field}={value!r}, but vljax only builds {built} here")
+            raise UserError(
+                f"{path}: {field}={value!r}, but vljax only builds {built} here: give the text "
+                "tower of Stable Diffusion 1 or 2"
+            )
     return {**arguments, "head_channels": width // heads}

@@ -68,7 +68,9 @@ def _convolve(x: Array, weight: Array, strides: tuple[int, int], pads: Pads) -> 
     by_xla = functools.partial(_xla_convolve, strides=strides, pads=pads)
 
     def by_columns(x: Array, weight: Array) -> Array:
-        return _columns(x, weight.shape[:2], strides, pads) @ weight.reshape(-1, weight.shape[-1])
+        return _columns(x, (weight.shape[0], weight.shape[1]), strides, pads) @ weight.reshape(
+            -1, weight.shape[-1]
+        )
 
     *pixels, outputs = jax.eval_shape(by_xla, x, weight).shape
     # With few pixels the kernel is most of what is read; columns read it once.

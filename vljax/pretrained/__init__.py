@@ -8,9 +8,18 @@ from vljax.pretrained.checkpoint import (
     assign,
     from_published,
     load,
+    our_names,
     read_tensors,
     to_published,
     write_tensors,
 )
 
-__all__ = ["assign", "from_published", "load", "read_tensors", "to_published", "write_tensors"]
+__all__ = [
+    "assign",
+    "from_published",
+    "load",
+    "our_names",
+    "read_tensors",
+    "to_published",
+    "write_tensors",
+]

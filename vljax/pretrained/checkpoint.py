@@ -2,9 +2,10 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import einops
 import numpy as np
@@ -61,7 +62,13 @@ def load(model: Model, path: str | os.PathLike, *, ignore: Sequence[str] = ()) -
         UserError: there is no readable checkpoint at `path`, or its tensors are not those of the
             model: the message lists every missing, surplus and misshapen one.
     """
-    return assign(model, read_tensors(path), origin=path, ignore=ignore)
+    return assign(model, our_names(model, read_tensors(path)), origin=path, ignore=ignore)
+
+
+def our_names(model: Any, tensors: Tensors) -> Tensors:
+    """A checkpoint's tensors by the names of the model, where its class has `published_names`."""
+    rename: Callable[[Tensors], Tensors] = getattr(model, "published_names", dict)
+    return rename(tensors)
 
 
 def assign(
@@ -207,6 +214,12 @@ def _read_torch(path: Path) -> Tensors:
             f"{path} is a PyTorch file and PyTorch is not installed: install it "
             "(pip install torch), or convert the file to safetensors"
         ) from error
+    if _is_torchscript(path):
+        raise UserError(
+            f"{path} is a TorchScript archive, which holds code beside its weights: if you trust "
+            f'it, take them out once with python -c "import torch; torch.save(torch.jit.load('
+            f"'{path}', 'cpu').state_dict(), 'weights.pt')\" and give that file"
+        )
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     loaded = loaded.get("state_dict", loaded)
     return {
@@ -216,6 +229,13 @@ def _read_torch(path: Path) -> Tensors:
         for name, t in loaded.items()
         if isinstance(t, torch.Tensor)
     }
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _full_precision(array: np.ndarray) -> np.ndarray:

@@ -78,7 +78,8 @@ def pretrained_parameters(skeleton: Any, config: ConfigDict) -> dict[str, np.nda
         if all(name.startswith(f"{part}.") for name in tensors):
             # A file of ours names its tensors by their path in the whole model.
             tensors = {name.removeprefix(f"{part}."): t for name, t in tensors.items()}
-        loaded = pretrained.assign(getattr(skeleton, part), tensors, origin=path)
+        network = getattr(skeleton, part)
+        loaded = pretrained.assign(network, pretrained.our_names(network, tensors), origin=path)
         parameters |= {f"{part}.{name}": v for name, v in named_parameters(loaded).items()}
     return parameters
 
@@ -115,9 +116,12 @@ def load_model(
     }
     if absent:
         where = f" in {workdir / 'weights'}" if workdir else ""
+        fields = [
+            f"--config.pretrained.{part}=FILE" for part in sorted(absent & {*config.pretrained})
+        ]
+        given = f", or give published weights with {' '.join(fields)}" if fields else ""
         raise UserError(
             f"no weights of {', '.join(sorted(absent))}{where}: let `python -m vljax.train` finish "
-            "its stage, or give published weights with "
-            f"{' '.join(f'--config.pretrained.{part}=FILE' for part in sorted(absent))}"
+            f"its stage{given}"
         )
     return jax.tree.map(jax.numpy.asarray, model)

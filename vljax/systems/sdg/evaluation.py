@@ -32,8 +32,8 @@ from vljax.diffusion.pixels import to_unit
 from vljax.diffusion.progress import Progress, progress_bar
 from vljax.errors import UserError
 from vljax.metrics.diversity import lpips_distance
+from vljax.metrics.frechet import inception_features
 from vljax.models.clip import CLIP
-from vljax.models.inception import InceptionV3
 from vljax.models.perceptual import LPIPS
 from vljax.pretrained import load
 from vljax.systems.sdg.judge import PAPER, Judge
@@ -234,11 +234,8 @@ def _judge(model: SDG, config: ConfigDict, args: argparse.Namespace) -> Judge:
     count = min(config.evaluation.real, len(training))
     real = np.stack([resize_and_crop(training[i]["image"], size) for i in range(count)])
     embed = jax.jit(lambda clip, pixels: clip.encode_image(to_unit(pixels)))
-    inception = distance = None
-    if args.inception:
-        network = load(jax.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0))), args.inception)
-        features = jax.jit(lambda network, pixels: network.features(to_unit(pixels)))
-        inception = functools.partial(features, network)
+    inception = inception_features(args.inception) if args.inception else None
+    distance = None
     if args.lpips:
         distance = lpips_distance(
             load(jax.eval_shape(lambda: LPIPS("vgg", rngs=nnx.Rngs(0))), args.lpips)

@@ -1,6 +1,7 @@
 """`python -m vljax.evaluate` for Shape-Guided Diffusion: table 5.2, with its pictures."""
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from vljax.data.scenes import Scenes
 from vljax.data.shape_prompts import ShapePrompts
 from vljax.diffusion.pixels import to_unit
 from vljax.errors import UserError
-from vljax.metrics.frechet import frechet_distance, moments
+from vljax.metrics.frechet import frechet_distance, inception_features, moments
 from vljax.metrics.retrieval import clip_score
 from vljax.metrics.shape import (
+    ALPHA,
     KeypointDetector,
     Segmenter,
     mean_shape_scores,
@@ -29,6 +31,7 @@ from vljax.metrics.shape import (
 )
 from vljax.models.clip import CLIP
 from vljax.systems.shape_guided.model import (
+    METHODS,
     Settings,
     ShapeGuided,
     Wish,
@@ -37,7 +40,12 @@ from vljax.systems.shape_guided.model import (
     make_request,
     make_tokenizer,
 )
-from vljax.systems.shape_guided.use import find_segmenter, to_working_size
+from vljax.systems.shape_guided.use import (
+    add_clip_flag,
+    find_clip,
+    find_segmenter,
+    to_working_size,
+)
 
 
 class Row(NamedTuple):
@@ -133,13 +141,15 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
         help="factor on new tokens: 1 as in the paper, 2.5 in the published code",
     )
     parser.add_argument(
-        "--methods", nargs="+", choices=tuple(_NAMES), default=tuple(_NAMES), help="rows to make"
+        "--methods", nargs="+", choices=METHODS, help="rows to make (default: all that can be)"
     )
     parser.add_argument(
         "--segmenter",
         metavar="FOLDER",
         help="a CLIPSeg that infers shapes and, on photographs, judges them",
     )
+    add_clip_flag(parser)
+    parser.add_argument("--inception", metavar="FILE", help="published FID weights, for FID")
 
 
 def evaluate(
@@ -156,30 +166,39 @@ def evaluate(
     Raises:
         UserError: a flag cannot be, or the data is not there.
     """
-    for name in ("num_images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}={getattr(args, name)}: give 1 or more")
+    for name, least in (("num_images", 2), ("batch_size", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name}={getattr(args, name)}: give {least} or more")
+    if config.data.image_size % model.sd.multiple:
+        raise UserError(
+            f"--config.data.image_size={config.data.image_size} does not divide by "
+            f"{model.sd.multiple}: choose a multiple"
+        )
+    clip = find_clip(model, args.clip)
+    lacking: dict[str, str] = {}
+    if model.inpaint is None:
+        lacking["inpaint"] = "--config.pretrained.inpaint=FOLDER"
+    if clip is None:
+        lacking["blended"] = "--clip=FOLDER"
+    if model.segmenter is None and not args.segmenter:
+        lacking["inferred"] = "--segmenter=FOLDER"
+    for method in args.methods or ():
+        if method in lacking:
+            raise UserError(f"--methods {method} needs {lacking[method]}: give it, or leave it out")
     edits = open_edits(config, args.num_images)
-    judge = Judge(model, config, args, edits)
+    judge = Judge(model, config, args, edits, clip)
     real = judge.row("", "Real images", edits.image, edits.source_names)
-    available = {
-        "inpaint": model.inpaint is not None,
-        "blended": judge.clip is not None,
-        "inferred": model.segmenter is not None or bool(args.segmenter),
-    }
     asked = [
         row
         for row in (*_ROWS, *_IDLE_ROWS)
-        if row.method in args.methods
-        and available.get(row.method, True)
-        and available.get(row.kind, True)
+        if row.method in (args.methods or METHODS) and not {row.kind, row.method} & {*lacking}
     ]
     shapes = {"given": edits.shape}
     if any(row.kind == "inferred" for row in asked):
         found = find_segmenter(model, config, args.segmenter)
         pairs = zip(edits.image, edits.wishes, strict=True)
         shapes["inferred"] = np.stack([found(picture, wish.source) for picture, wish in pairs])
-    made = _make_rows(model, config, args, edits, shapes, asked)
+    made = _make_rows(model, config, args, edits, shapes, asked, clip)
     sheet = [
         ("before", edits.image[:8]),
         ("shape", _as_pictures(edits.shape[:8])),
@@ -189,7 +208,8 @@ def evaluate(
     return {
         "edits": len(edits.image),
         "segmenter": judge.segmenter_name,
-        "FID": "stand-in: features of the CLIP at hand" if judge.clip else "not made",
+        "FID": judge.fid_name,
+        "not made": {name: f"needs {flag}" for name, flag in lacking.items()},
         "reconstruction PSNR": {
             _NAMES[row.method]: _psnr(pictures, edits.image)
             for row, pictures in made.items()
@@ -265,6 +285,7 @@ def _make_rows(
     edits: Edits,
     shapes: Mapping[str, Bool[np.ndarray, "n H W"]],
     rows: Sequence[Row],
+    clip: CLIP | None,
 ) -> dict[Row, UInt8[np.ndarray, "n H W 3"]]:
     """The pictures of all rows, in batches of one size, so that one program serves.
 
@@ -303,7 +324,7 @@ def _make_rows(
                 if seen not in inverted:
                     inverted[seen] = invert(model, config, request, settings, attention=attention)
                 known = inverted[seen]
-            made[row].append(edit(model, config, row.method, request, settings, known))
+            made[row].append(edit(model, config, row.method, request, settings, known, clip))
     return {row: np.concatenate(parts)[: len(edits.image)] for row, parts in made.items()}
 
 
@@ -311,33 +332,49 @@ class Judge:
     """Makes the columns of a row from its pictures.
 
     Args:
-        model: Its CLIP, where it has one, gives the CLIP score and the features for FID.
+        model: What is judged.
         config: `data`.
-        args: `segmenter` and `batch_size`.
+        args: `segmenter`, `inception` and `batch_size`.
         edits: What was edited.
+        clip: Gives the CLIP score, and features for FID where no Inception does.
+
+    Raises:
+        UserError: nothing can judge the shapes of photographs.
     """
 
     def __init__(
-        self, model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, edits: Edits
+        self,
+        model: ShapeGuided,
+        config: ConfigDict,
+        args: argparse.Namespace,
+        edits: Edits,
+        clip: CLIP | None,
     ) -> None:
-        self.edits, self.batch_size = edits, args.batch_size
+        self.edits, self.batch_size, self.clip = edits, args.batch_size, clip
         self.segmenter: Segmenter
         self.detector: KeypointDetector | None
         if config.data.name == "scenes":
             self.segmenter, self.detector = oracle_segmenter, oracle_keypoints
-            self.segmenter_name = "the oracle, also for keypoints"
+            self.segmenter_name = f"the oracle, also for keypoints (α = {ALPHA})"
         else:
+            if not args.segmenter:
+                raise UserError(
+                    "--segmenter is missing: shapes in photographs are judged by a CLIPSeg, give "
+                    "its folder"
+                )
             self.segmenter = find_segmenter(model, config, args.segmenter)
             self.detector, self.segmenter_name = None, "CLIPSeg; no keypoints"
-        tower = model.sd.text_encoder
-        self.clip = tower if isinstance(tower, CLIP) else None
-        if self.clip is not None:
+        if clip is not None:
             tokens = make_tokenizer(config)([wish.edit for wish in edits.wishes], model.sd.tokens)
-            self.texts = jax.jit(lambda clip, tokens: clip.encode_text(tokens))(self.clip, tokens)
-            self.embed: Callable[[Any], Array] = jax.jit(
-                lambda images, clip=self.clip: clip.encode_image(to_unit(images))
-            )
-            self.real = moments(self.embed, self._parts(edits.image)).finish()
+            self.texts = jax.jit(lambda clip, tokens: clip.encode_text(tokens))(clip, tokens)
+            view = jax.jit(lambda clip, images: clip.encode_image(to_unit(images)))
+            self.embed = functools.partial(view, clip)
+        self.features: Callable[[Any], Array] | None = self.embed if clip is not None else None
+        self.fid_name = "stand-in: features of the CLIP at hand" if clip else "not made"
+        if args.inception:
+            self.features, self.fid_name = inception_features(args.inception), "Inception-v3"
+        if self.features:
+            self.real = moments(self.features, self._parts(edits.image)).finish()
 
     def row(
         self,
@@ -361,10 +398,10 @@ class Judge:
         if self.detector is not None:
             row["KW-mIoU"] = 100 * scores["kw_miou"]
         row["mIoU"] = 100 * scores["miou"]
+        parts = self._parts(pictures)
+        if self.features and kind:
+            row["FID"] = frechet_distance(moments(self.features, parts).finish(), self.real)
         if self.clip is not None:
-            parts = self._parts(pictures)
-            if kind:
-                row["FID"] = frechet_distance(moments(self.embed, parts).finish(), self.real)
             seen: Float[Array, "n e"] = jnp.concatenate([self.embed(part) for part in parts])
             row["CLIP"] = float(clip_score(seen, self.texts, weight=1.0).mean())
         row["background PSNR"] = _psnr(pictures[~edits.shape], edits.image[~edits.shape])

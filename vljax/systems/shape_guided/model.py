@@ -6,7 +6,7 @@ another prompt, mask, picture, seed or guidance scale compiles nothing.
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +33,13 @@ from vljax.diffusion.noise import start_noise
 from vljax.diffusion.pixels import to_pixels, to_unit
 from vljax.diffusion.process import Guidance, Process, p_mean_variance
 from vljax.diffusion.progress import Progress, progress_bar
-from vljax.diffusion.prompt_to_prompt import TokenMap, prompt_to_prompt, refinement, replacement
+from vljax.diffusion.prompt_to_prompt import (
+    TokenMap,
+    prompt_to_prompt,
+    refinement,
+    replacement,
+    reweighted,
+)
 from vljax.diffusion.samplers import ddim
 from vljax.diffusion.schedules import named_schedule, parse_timesteps, respace
 from vljax.errors import UserError
@@ -57,29 +63,63 @@ SDEDIT_STRENGTH = 0.8
 class ShapeGuided(nnx.Module):
     """The model: `sd`, and where the config asks for them `inpaint` and `segmenter`.
 
-    With `config.pretrained` the folders say how their networks are built, and the fields of
-    `config.model` beside the dtypes do not count.
+    With `config.pretrained.sd` the folder says how its networks are built; of `config.model` only
+    their dtypes and remat count, and what else is there is published as well: `inpaint` from
+    `config.pretrained.inpaint`, a segmenter from the flag of that name.
+
+    Raises:
+        UserError: a published folder cannot be used here.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs) -> None:
         parts = {name: dict(config.model[name]) for name in ("vae", "unet", "text_encoder")}
+        inpaint, segmenter = config.model.inpaint, dict(config.model.segmenter)
         if folder := config.pretrained.sd:
-            published = stable_diffusion.published_arguments(folder)
-            _check_prediction(Path(folder), config.diffusion.prediction)
+            published = _published(folder, config.diffusion.prediction)
             kept = ("dtype", "remat")
             parts = {
                 name: {**arguments, **{k: v for k, v in parts[name].items() if k in kept}}
                 for name, arguments in published.items()
             }
+            inpaint, segmenter = False, {}
         self.sd = StableDiffusion(**parts, rngs=rngs)
-        inpaint = None
+        # Noisy latents, the mask, and the latents of what is around it.
+        network = {**parts["unet"], "in_channels": 2 * parts["vae"]["latent_channels"] + 1}
         if folder := config.pretrained.inpaint:
-            inpaint = {**parts["unet"], **conditional_unet.published_arguments(folder)}
-        elif config.model.inpaint:
-            inpaint = {**parts["unet"], "in_channels": 9}
-        self.inpaint = ConditionalUNet(**inpaint, rngs=rngs) if inpaint else None
-        arguments = dict(config.model.segmenter)
-        self.segmenter = CLIPSeg(**arguments, rngs=rngs) if arguments else None
+            inpaint, network = True, _published_inpaint(folder, network)
+        self.inpaint = ConditionalUNet(**network, rngs=rngs) if inpaint else None
+        self.segmenter = CLIPSeg(**segmenter, rngs=rngs) if segmenter else None
+
+
+def _published(folder: str, prediction: str) -> dict[str, dict[str, Any]]:
+    """The arguments of a pipeline that draws from text, where it predicts as asked."""
+    published = stable_diffusion.published_arguments(folder)
+    taken, given = published["unet"]["in_channels"], published["vae"]["latent_channels"]
+    if taken != given:
+        raise UserError(
+            f"--config.pretrained.sd={folder}: its U-Net takes {taken} channels and the "
+            f"autoencoder gives {given}, so it inpaints: give Stable Diffusion itself, and this "
+            f"one with --config.pretrained.inpaint={folder}/unet"
+        )
+    _check_prediction(Path(folder), prediction)
+    return published
+
+
+def _published_inpaint(folder: str, expected: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the inpainting U-Net in a folder, where it fits the rest."""
+    if (Path(folder) / "unet").is_dir():
+        raise UserError(
+            f"--config.pretrained.inpaint={folder} is a whole pipeline: give its U-Net, "
+            f"--config.pretrained.inpaint={folder}/unet"
+        )
+    found = {**expected, **conditional_unet.published_arguments(folder)}
+    for field in ("in_channels", "context_features"):
+        if found[field] != expected[field]:
+            raise UserError(
+                f"--config.pretrained.inpaint={folder} has {field}={found[field]}, but beside this "
+                f"Stable Diffusion {expected[field]} is needed: give the one of the same version"
+            )
+    return found
 
 
 def _check_prediction(folder: Path, prediction: str) -> None:
@@ -87,12 +127,22 @@ def _check_prediction(folder: Path, prediction: str) -> None:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return
-    said = json.loads(file.read_text()).get("prediction_type", "epsilon")
+    try:
+        said = dict(json.loads(file.read_text())).get("prediction_type", "epsilon")
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file} is not a readable config ({error}): download the folder again"
+        ) from error
     names = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-    if names.get(said) != prediction:
+    if said not in names:
+        raise UserError(
+            f"{file}: prediction_type={said!r} is none of {', '.join(names)}: give a folder of "
+            "Stable Diffusion 1 or 2"
+        )
+    if names[said] != prediction:
         raise UserError(
             f"{file}: prediction_type={said!r}, but config.diffusion.prediction={prediction!r}: "
-            f"give --config.diffusion.prediction={names.get(said, 'epsilon')}"
+            f"give --config.diffusion.prediction={names[said]}"
         )
 
 
@@ -188,6 +238,40 @@ class Wish(NamedTuple):
     edit_outside: str = "background"
 
 
+# By which flags `generate` asks for the fields of a wish.
+_FLAGS = {
+    "source": "--source_prompt",
+    "edit": "--edit_prompt",
+    "source_outside": "--source_background",
+    "edit_outside": "--edit_background",
+}
+
+Keep = Literal["outside", "inside", "nothing"]
+
+
+def one_sided(
+    wish: Wish, shape: Bool[np.ndarray, "H W"], keep: Keep
+) -> tuple[Wish, Bool[np.ndarray, "H W"], Keep]:
+    """An edit as methods need it that know one prompt: what changes is the inside.
+
+    All methods but `shape_guided` do. An edit of the surroundings is turned inside out.
+
+    Raises:
+        UserError: both sides change.
+    """
+    outside_changes = wish.source_outside != wish.edit_outside
+    if wish.source != wish.edit and outside_changes:
+        raise UserError(
+            "--edit_prompt and --edit_background: this method knows the prompt of one side only: "
+            "change one of them, or use --method shape_guided"
+        )
+    if keep != "inside" and not outside_changes:
+        return wish, shape, keep
+    turned = Wish(wish.source_outside, wish.edit_outside, wish.source, wish.edit)
+    turned_keep: dict[Keep, Keep] = {"inside": "outside", "outside": "inside", "nothing": "nothing"}
+    return turned, ~shape, turned_keep[keep]
+
+
 @dataclass(frozen=True)
 class Settings:
     """How an edit is made; of these, another choice is another program.
@@ -211,11 +295,12 @@ def make_request(
     shape: Bool[np.ndarray, "b H W"],
     wishes: Sequence[Wish],
     *,
-    keep: Literal["outside", "inside", "nothing"] = "outside",
+    keep: Keep = "outside",
     token_scale: float = 1.0,
     guidance_scale: float = shape_guided.GUIDANCE_SCALE,
     noise_mixing: float = 0.0,
     seeds: Sequence[int] | None = None,
+    reweight: Mapping[str, float] | None = None,
 ) -> Request:
     """A request from pictures, shapes and words.
 
@@ -230,10 +315,15 @@ def make_request(
         guidance_scale: w_g.
         noise_mixing: Share of fresh noise inside the shape (published code).
         seeds: One per picture; 0, 1, … by default.
+        reweight: For Prompt-to-Prompt, factors on the attention to words of the edit prompts.
 
     Raises:
-        UserError: a prompt has more tokens than one side of the shape has room for.
+        UserError: a prompt has more tokens than one side of the shape has room for, a word to
+            reweight is not in its prompt, or a seed does not fit 32 bits.
     """
+    seeds = range(len(wishes)) if seeds is None else seeds
+    if bad := [seed for seed in seeds if not -(2**31) <= seed < 2**31]:
+        raise UserError(f"seed={bad[0]} does not fit 32 bits: give 0 to {2**31 - 1}")
     source, edit, source_outside, edit_outside = (
         tokenize_side(tokenizer, [getattr(wish, side) for wish in wishes], length, side)
         for side in Wish._fields
@@ -243,7 +333,7 @@ def make_request(
         shape_guided.published_scale((inner, outer), (new_inner, new_outer), token_scale)
         for inner, outer, new_inner, new_outer in sides
     ]
-    maps = [_mapping(tokenizer, wish, length) for wish in wishes]
+    maps = [_mapping(tokenizer, wish, length, reweight or {}) for wish in wishes]
     inside = shape.astype(np.float32)
     stays = {"outside": 1 - inside, "inside": inside, "nothing": np.zeros_like(inside)}[keep]
     texts = (source, source_outside, edit, edit_outside, tokenizer([""], length))
@@ -256,7 +346,7 @@ def make_request(
         edit_scale=jnp.asarray(np.stack(scales)),
         guidance_scale=jnp.float32(guidance_scale),
         noise_mixing=jnp.float32(noise_mixing),
-        seeds=jnp.asarray(range(len(wishes)) if seeds is None else seeds, jnp.int32),
+        seeds=jnp.asarray(seeds, jnp.int32),
         mapping=TokenMap(*(jnp.asarray(np.stack(parts)) for parts in zip(*maps, strict=True))),
     )
 
@@ -276,17 +366,20 @@ def tokenize_side(
         if (count := int(row.argmax()) - 1) > room:
             shown = text if len(text) <= 60 else f"{text[:59]}…"
             raise UserError(
-                f"{name} {shown!r} has {count} tokens, but a side of the shape takes {room}: "
-                "shorten it"
+                f"{_FLAGS[name]} {shown!r} has {count} tokens, but a side of the shape takes "
+                f"{room}: shorten it"
             )
     return wide[:, :length]
 
 
-def _mapping(tokenizer: Tokenizer, wish: Wish, length: int) -> TokenMap:
+def _mapping(
+    tokenizer: Tokenizer, wish: Wish, length: int, reweight: Mapping[str, float]
+) -> TokenMap:
     """Prompt-to-Prompt's correspondence: word for word where there are as many, else aligned."""
     same = len(wish.source.split()) == len(wish.edit.split())
     make = replacement if same else refinement
-    return make(tokenizer, wish.source, wish.edit, length)
+    mapping = make(tokenizer, wish.source, wish.edit, length)
+    return reweighted(mapping, tokenizer, wish.edit, reweight) if reweight else mapping
 
 
 def invert(
@@ -337,6 +430,7 @@ def edit(
     request: Request,
     settings: Settings,
     inverted: Float[Array, "n+1 b h w c"] | None = None,
+    clip: CLIP | None = None,
 ) -> UInt8[np.ndarray, "b H W 3"]:
     """The edited pictures of a method.
 
@@ -347,6 +441,7 @@ def edit(
         request: What to edit.
         settings: How.
         inverted: What `invert` gave for this request; made if left out, where it is needed.
+        clip: For Blended Diffusion.
 
     Raises:
         UserError: the model has no part that the method needs.
@@ -381,13 +476,13 @@ def edit(
                     )
                 made = _inpaint(model, process, request, bar)
             case "blended":
-                if not isinstance(model.sd.text_encoder, CLIP):
+                if clip is None:
                     raise UserError(
                         "Blended Diffusion needs CLIP's image tower, which a Stable Diffusion "
-                        "folder does not hold: choose another method"
+                        "folder does not hold: give one with --clip=FOLDER"
                     )
                 process = make_process(config, settings.steps, SDEDIT_STRENGTH)
-                made = _blended(model.sd, process, request, bar)
+                made = _blended(model.sd, clip, process, request, bar)
             case unknown:
                 raise UserError(f"method={unknown!r}: choose one of {', '.join(METHODS)}")
     return np.asarray(made)
@@ -518,11 +613,9 @@ def _inpaint(
 
 @jax.jit
 def _blended(
-    sd: StableDiffusion, process: Process, request: Request, progress: Progress
+    sd: StableDiffusion, clip: CLIP, process: Process, request: Request, progress: Progress
 ) -> UInt8[Array, "b H W 3"]:
     """Blended Diffusion in latents: the U-Net without text, guided by CLIP's view of its guess."""
-    clip = sd.text_encoder
-    assert isinstance(clip, CLIP)
     empty = sd.embed(request.tokens.empty)
     z0 = sd.encode(to_unit(request.image))
     nothing = jnp.broadcast_to(empty, (len(z0), *empty.shape[1:]))
@@ -579,7 +672,7 @@ def _small(mask: Float[Array, "b H W"], latents: Float[Array, "b h w c"]) -> Flo
     return resize_nearest(mask, (latents.shape[1], latents.shape[2]), rule="centre")
 
 
-@functools.partial(jax.jit, static_argnames=("attention",))
+@functools.partial(jax.jit, static_argnames=("attention", "self_schedule"))
 def attention_maps(
     sd: StableDiffusion,
     process: Process,
@@ -587,6 +680,7 @@ def attention_maps(
     latents: Float[Array, "n+1 b h w c"],
     *,
     attention: bool = True,
+    self_schedule: StrengthSchedule = "constant",
 ) -> Float[Array, "b n h w"]:
     """The edit prompts' mean cross-attention maps along a generation (figure 5.4)."""
     _, context, _ = _contexts(sd, request.tokens, split=attention)
@@ -598,4 +692,5 @@ def attention_maps(
         request.shape,
         attention=attention,
         token_scale=request.edit_scale,
+        self_schedule=self_schedule,
     )

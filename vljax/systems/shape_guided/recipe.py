@@ -112,7 +112,7 @@ def get_config() -> ConfigDict:
     # Guidance scales are w of cond + w·(cond − uncond).
     config.samples = {
         "steps": "leading50",
-        "guidance_scale": 5.0,
+        "guidance_scale": 2.0,
         "baseline_guidance_scale": 2.0,
         "count": 12,
     }

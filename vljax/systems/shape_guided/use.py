@@ -1,7 +1,7 @@
 """`python -m vljax.generate` for Shape-Guided Diffusion: edit a photograph by a mask and words."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,10 +21,12 @@ from vljax.diffusion.shape_guided import token_split
 from vljax.errors import UserError
 from vljax.metrics.shape import Segmenter
 from vljax.models import clipseg
+from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.clipseg import CLIPSeg, infer_shape
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.systems.shape_guided.model import (
     METHODS,
+    Keep,
     Settings,
     ShapeGuided,
     Wish,
@@ -34,10 +36,27 @@ from vljax.systems.shape_guided.model import (
     make_process,
     make_request,
     make_tokenizer,
+    one_sided,
 )
 from vljax.systems.shape_guided.model import (
     generate as generate_pictures,
 )
+
+# Whose text tower Stable Diffusion 1 reads.
+_CLIP = "ViT-L/14"
+
+_OURS = ("shape_guided", "without_ioa")
+
+# Flags that not every method heeds: their default, and the methods that do.
+_ONLY_FOR: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "guidance_scale": (None, tuple(method for method in METHODS if method != "blended")),
+    "token_scale": (1.0, ("shape_guided",)),
+    "self_schedule": ("constant", ("shape_guided",)),
+    "noise_mixing": (0.0, _OURS),
+    "published_levels": (False, _OURS),
+    "attention_maps": (False, _OURS),
+    "reweight": (None, ("prompt_to_prompt",)),
+}
 
 # A picture is at most so many times longer than wide while it is edited.
 _MOST_ASPECT = 4
@@ -83,8 +102,24 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--published_levels", action="store_true", help="copy the levels that the code copies"
     )
+    parser.add_argument(
+        "--reweight",
+        nargs="+",
+        metavar="WORD=FACTOR",
+        help="Prompt-to-Prompt: attend so much more to words of --edit_prompt",
+    )
     parser.add_argument("--segmenter", metavar="FOLDER", help="a CLIPSeg that infers the shape")
+    add_clip_flag(parser)
     parser.add_argument("--attention_maps", action="store_true", help="draw where tokens attend")
+
+
+def add_clip_flag(parser: argparse.ArgumentParser) -> None:
+    """`--clip`, whose image tower Stable Diffusion's folder does not hold."""
+    parser.add_argument(
+        "--clip",
+        metavar="FOLDER",
+        help=f"a CLIP {_CLIP}, which guides Blended Diffusion and scores texts",
+    )
 
 
 def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, out: Path) -> None:
@@ -98,9 +133,15 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
             raise UserError(f"--{flag} is missing: give the photograph and what is in the shape")
     if not 0 <= args.noise_mixing <= 1:
         raise UserError(f"--noise_mixing={args.noise_mixing}: give a share from 0 to 1")
-    ours = args.method in ("shape_guided", "without_ioa")
-    if args.attention_maps and not ours:
-        raise UserError(f"--attention_maps: there are none of --method {args.method}")
+    for flag, (default, methods) in _ONLY_FOR.items():
+        if getattr(args, flag) != default and args.method not in methods:
+            raise UserError(
+                f"--{flag} does nothing with --method {args.method}: leave it out, or choose "
+                f"{' or '.join(methods)}"
+            )
+    if args.invert_mask and not args.mask:
+        raise UserError("--invert_mask turns a mask around: give one with --mask=FILE")
+    attention, ours = args.method == "shape_guided", args.method in _OURS
     wish = Wish(
         args.source_prompt,
         args.source_prompt if args.edit_prompt is None else args.edit_prompt,
@@ -120,6 +161,9 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
             f"{size[1]}: crop the photograph around the object"
         )
     keep = args.keep or _side_that_stays(wish)
+    asked = (wish, small, keep) if attention else one_sided(wish, small, keep)
+    if args.attention_maps and not asked[0].edit and not (attention and wish.edit_outside):
+        raise UserError("--attention_maps are of the words of --edit_prompt: give some")
     tokenizer = make_tokenizer(config)
     scale = args.guidance_scale
     if scale is None:
@@ -129,20 +173,20 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
         tokenizer,
         model.sd.tokens,
         image[None],
-        small[None],
-        [wish],
-        keep=keep,
+        asked[1][None],
+        [asked[0]],
+        keep=asked[2],
         token_scale=args.token_scale,
         guidance_scale=scale,
         noise_mixing=args.noise_mixing,
         seeds=[args.seed],
+        reweight=_factors(args.reweight or ()),
     )
     settings = Settings(
         args.steps or config.samples.steps, args.self_schedule, args.published_levels
     )
     latents = None
     if ours:
-        attention = args.method == "shape_guided"
         inverted = invert(model, config, request, settings, attention=attention)
         with progress_bar("generation") as bar:
             pictures, latents = generate_pictures(
@@ -150,7 +194,8 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
             )
         edited = np.asarray(pictures)[0]
     else:
-        edited = edit(model, config, args.method, request, settings)[0]
+        clip = find_clip(model, args.clip)
+        edited = edit(model, config, args.method, request, settings, clip=clip)[0]
 
     told = {"edit_prompt": wish.edit, "edit_background": wish.edit_outside, "keep": keep}
     told |= {"method": args.method, "seed": str(args.seed), "guidance_scale": str(scale)}
@@ -160,12 +205,32 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
     write_png(out / "sheet.png", sheet, told)
     if args.attention_maps:
         process = make_process(config, settings.steps)
-        maps = attention_maps(model.sd, process, request, latents, attention=attention)
+        maps = attention_maps(
+            model.sd,
+            process,
+            request,
+            latents,
+            attention=attention,
+            self_schedule=settings.self_schedule,
+        )
         rows = _map_rows(tokenizer, request.tokens, np.asarray(maps)[0], size, both=attention)
         write_png(out / "attention.png", contact_sheet(rows, min_side=96), told)
 
 
-def _side_that_stays(wish: Wish) -> Any:
+def _factors(words: Sequence[str]) -> dict[str, float]:
+    factors = {}
+    for asked in words:
+        word, _, factor = asked.rpartition("=")
+        try:
+            factors[word] = float(factor)
+        except ValueError:
+            word = ""
+        if not word or not np.isfinite(factors[word]):
+            raise UserError(f"--reweight {asked}: give a word and a number, such as shirt=2")
+    return factors
+
+
+def _side_that_stays(wish: Wish) -> Keep:
     if wish.source_outside == wish.edit_outside:
         return "outside"
     return "inside" if wish.source == wish.edit else "nothing"
@@ -259,6 +324,19 @@ def to_photo_size(
     return np.where(stays[..., None], photo, np.asarray(resized))
 
 
+def find_clip(model: ShapeGuided, path: str | None) -> CLIP | None:
+    """The CLIP in a file or folder, or the model's own where its text tower is one.
+
+    Raises:
+        UserError: there is no such CLIP at the path.
+    """
+    if path:
+        skeleton = jax.eval_shape(lambda: CLIP(**PUBLISHED[_CLIP], rngs=nnx.Rngs(0)))
+        return jax.tree.map(jax.numpy.asarray, pretrained.load(skeleton, path))
+    tower = model.sd.text_encoder
+    return tower if isinstance(tower, CLIP) else None
+
+
 # Inferred shapes -------------------------------------------------------------------------------
 
 
@@ -286,8 +364,7 @@ def open_segmenter(folder: str) -> Segmenter:
     """
     arguments = clipseg.published_arguments(folder)
     skeleton = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
-    tensors = CLIPSeg.published_names(pretrained.read_tensors(folder))
-    network = pretrained.assign(skeleton, tensors, origin=folder)
+    network = pretrained.load(skeleton, folder)
     return _segmenter(jax.tree.map(jax.numpy.asarray, network), open_tokenizer(folder))
 
 

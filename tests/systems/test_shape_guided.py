@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import chex
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -21,6 +23,7 @@ from vljax.data.shape_prompts import ShapePrompts
 from vljax.data.tokenizers import open_tokenizer, train_tokenizer
 from vljax.doors import open_run, parse_config
 from vljax.errors import UserError
+from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.parameters import named_parameters, variables, with_parameters
 from vljax.systems import shape_guided
 from vljax.systems.shape_guided.evaluation import open_edits
@@ -35,7 +38,7 @@ from vljax.systems.shape_guided.model import (
     one_sided,
 )
 from vljax.systems.shape_guided.training import inpaint_start, stages
-from vljax.systems.shape_guided.use import read_mask, to_working_size, working_size
+from vljax.systems.shape_guided.use import find_clip, read_mask, to_working_size, working_size
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -237,7 +240,7 @@ def test_mistakes_in_one_line(opened, tmp_path, flags, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("method", ["without_ioa", "sdedit"])
+@pytest.mark.parametrize("method", [pytest.param("without_ioa", marks=pytest.mark.slow), "sdedit"])
 def test_methods_of_one_prompt_edit_the_surroundings_too(opened, tmp_path, method):
     """As the inside of the inverted shape: the background's prompt draws, the object stays."""
     photo = photograph(tmp_path / "photo.png", (32, 32))
@@ -277,6 +280,22 @@ def test_words_weigh_more_in_prompt_to_prompt(opened):
     for scale, tokens in zip(request.mapping.scale, request.tokens.edit, strict=True):
         red = tokenizer(["red"], 77)[0, 1]
         np.testing.assert_array_equal(scale, np.where(tokens == red, 3, 1))
+
+
+def test_a_published_clip_stands_beside_stable_diffusion(opened, tmp_path, monkeypatch):
+    """Here a small one in the place of ViT-L/14; a text tower alone is none."""
+    sizes = {"image_size": 16, "patch_size": 8, "vision_layers": 1, "vision_width": 64}
+    sizes |= {"embed_dim": 8, "text_width": 64, "text_layers": 1}
+    monkeypatch.setitem(PUBLISHED, "ViT-L/14", sizes)
+    clip = drawn(jax.eval_shape(lambda: CLIP(**sizes, rngs=nnx.Rngs(0))))
+    tensors = {
+        name: pretrained.to_published(np.asarray(value), variables(clip)[name])
+        for name, value in named_parameters(clip).items()
+    }
+    pretrained.write_tensors(tensors, tmp_path / "clip.safetensors")
+    found = find_clip(opened.model, str(tmp_path / "clip.safetensors"))
+    chex.assert_trees_all_equal(named_parameters(found), named_parameters(clip))
+    assert find_clip(opened.model, None) is None
 
 
 def test_masks_as_people_make_them(tmp_path):
@@ -393,7 +412,7 @@ def test_an_inpainting_network_loads_where_it_fits(folder, tmp_path):
         ((), "--segmenter is missing: shapes in photographs are judged"),
         (("--methods", "inpaint"), "--methods inpaint needs --config.pretrained.inpaint=FOLDER"),
         (("--methods", "blended"), "--methods blended needs --clip=FOLDER"),
-        (("--num_images", "1"), "--num_images=1: give 2 or more"),
+        (("--num_images", "0"), "--num_images=0: give 1 or more"),
         (("--config.data.image_size=34",), "--config.data.image_size=34 does not divide by 4"),
     ],
 )

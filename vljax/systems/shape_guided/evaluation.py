@@ -166,9 +166,9 @@ def evaluate(
     Raises:
         UserError: a flag cannot be, or the data is not there.
     """
-    for name, least in (("num_images", 2), ("batch_size", 1)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name}={getattr(args, name)}: give {least} or more")
+    for name in ("num_images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}={getattr(args, name)}: give 1 or more")
     if config.data.image_size % model.sd.multiple:
         raise UserError(
             f"--config.data.image_size={config.data.image_size} does not divide by "
@@ -370,9 +370,11 @@ class Judge:
             view = jax.jit(lambda clip, images: clip.encode_image(to_unit(images)))
             self.embed = functools.partial(view, clip)
         self.features: Callable[[Any], Array] | None = self.embed if clip is not None else None
-        self.fid_name = "stand-in: features of the CLIP at hand" if clip else "not made"
+        self.fid_name = "not made" if clip is None else "stand-in: features of the CLIP at hand"
         if args.inception:
             self.features, self.fid_name = inception_features(args.inception), "Inception-v3"
+        if len(edits.image) < 2:
+            self.features, self.fid_name = None, "not made: it needs two pictures"
         if self.features:
             self.real = moments(self.features, self._parts(edits.image)).finish()
 

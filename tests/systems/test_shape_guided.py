@@ -495,7 +495,10 @@ def test_every_stage_has_a_loss_of_its_batches(tiny):
 @pytest.mark.slow
 def test_every_stage_trains(tmp_path):
     flags = [f"--config.stages.{name}.num_steps=2" for name in shape_guided.get_config().stages]
-    flags += [f"--config.stages.{name}.optimizer.warmup_steps=1" for name in ("clip", "inpaint")]
+    flags += [
+        f"--config.stages.{name}.optimizer.warmup_steps=1"
+        for name in shape_guided.get_config().stages
+    ]
     assert train.main((*TINY, *flags, "--workdir", str(tmp_path))) == 0
     assert len(list((tmp_path / "weights").iterdir())) == 5
 

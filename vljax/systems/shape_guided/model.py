@@ -84,7 +84,8 @@ class ShapeGuided(nnx.Module):
             inpaint, segmenter = False, {}
         self.sd = StableDiffusion(**parts, rngs=rngs)
         # Noisy latents, the mask, and the latents of what is around it.
-        network = {**parts["unet"], "in_channels": 2 * parts["vae"]["latent_channels"] + 1}
+        latents = self.sd.unet.conv_in.weight.shape[2]
+        network = {**parts["unet"], "in_channels": 2 * latents + 1}
         if folder := config.pretrained.inpaint:
             inpaint, network = True, _published_inpaint(folder, network)
         self.inpaint = ConditionalUNet(**network, rngs=rngs) if inpaint else None

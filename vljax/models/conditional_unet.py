@@ -653,12 +653,7 @@ def read_config(
         UserError: the file is missing or unreadable, or describes another architecture.
     """
     path = Path(folder) / "config.json"
-    try:
-        config = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a readable config ({error}): give a diffusers folder"
-        ) from error
+    config = read_json(path)
     if (name := config.get("_class_name")) != architecture:
         raise UserError(
             f"{path} describes a {name!r}, but a {architecture!r} is needed: give its folder"
@@ -672,3 +667,17 @@ def read_config(
                 "folder of Stable Diffusion 1 or 2"
             )
     return {field: config.get(field, default) for field, default in defaults.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file in a published folder.
+
+    Raises:
+        UserError: the file is missing or unreadable.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a readable config ({error}): give a diffusers folder"
+        ) from error

@@ -7,7 +7,6 @@ named as the subfolders of a `diffusers` pipeline, which loads as it is:
     sd = pretrained.load(sd, folder)
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,12 +111,7 @@ _TEXT_FIELDS = {
 
 
 def _text_arguments(path: Path) -> dict[str, Any]:
-    try:
-        config = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a readable config ({error}): give a diffusers folder"
-        ) from error
+    config = conditional_unet.read_json(path)
     if (kind := config.get("model_type")) != "clip_text_model":
         raise UserError(
             f"{path}: model_type={kind!r}, but 'clip_text_model' is needed: give a folder of "

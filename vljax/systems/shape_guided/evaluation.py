@@ -31,10 +31,13 @@ from vljax.metrics.shape import (
 )
 from vljax.models.clip import CLIP
 from vljax.systems.shape_guided.model import (
+    INVERTING,
     METHODS,
+    OURS,
     Settings,
     ShapeGuided,
     Wish,
+    default_scale,
     edit,
     invert,
     make_request,
@@ -92,9 +95,7 @@ _ROWS = (
 )
 """The rows of the table that are made here."""
 
-_IDLE_ROWS = tuple(
-    Row("given", method, copies=False, idle=True) for method in ("without_ioa", "shape_guided")
-)
+_IDLE_ROWS = tuple(Row("given", method, copies=False, idle=True) for method in reversed(OURS))
 
 _NAMES = {
     "blended": "Blended Diffusion",
@@ -299,11 +300,8 @@ def _make_rows(
         inverted: dict[str, Array] = {}
         for row in rows:
             attention = row.method == "shape_guided"
-            ours = attention or row.method == "without_ioa"
             wishes = [edits.wishes[i] for i in chosen]
-            scale = (
-                config.samples.guidance_scale if ours else config.samples.baseline_guidance_scale
-            )
+            scale = default_scale(config, row.method)
             if row.idle:
                 wishes = [w._replace(edit=w.source, edit_outside=w.source_outside) for w in wishes]
                 scale = 0.0
@@ -319,7 +317,7 @@ def _make_rows(
                 seeds=[args.seed + int(i) for i in chosen],
             )
             known = None
-            if ours or row.method == "prompt_to_prompt":
+            if row.method in INVERTING:
                 seen = row.kind if attention else "no shape"
                 if seen not in inverted:
                     inverted[seen] = invert(model, config, request, settings, attention=attention)

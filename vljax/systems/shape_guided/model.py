@@ -5,7 +5,6 @@ another prompt, mask, picture, seed or guidance scale compiles nothing.
 """
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +52,12 @@ from vljax.ops.inside_outside import join_prompts, resize_nearest
 
 METHODS = ("shape_guided", "without_ioa", "prompt_to_prompt", "sdedit", "inpaint", "blended")
 """Ours, ours without Inside-Outside Attention, and the baselines of table 5.2."""
+
+OURS = ("shape_guided", "without_ioa")
+"""Those of them whose scale is `samples.guidance_scale`, not that of the baselines."""
+
+INVERTING = (*OURS, "prompt_to_prompt")
+"""Those that begin with the noise of the picture."""
 
 #: Blended Diffusion's factor on the gradient of CLIP's cosine.
 BLENDED_GUIDANCE = 300.0
@@ -128,12 +133,7 @@ def _check_prediction(folder: Path, prediction: str) -> None:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return
-    try:
-        said = dict(json.loads(file.read_text())).get("prediction_type", "epsilon")
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{file} is not a readable config ({error}): download the folder again"
-        ) from error
+    said = conditional_unet.read_json(file).get("prediction_type", "epsilon")
     names = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
     if said not in names:
         raise UserError(
@@ -287,6 +287,12 @@ class Settings:
     steps: str = "leading50"
     self_schedule: StrengthSchedule = "constant"
     published_levels: bool = False
+
+
+def default_scale(config: ConfigDict, method: str) -> float:
+    """The guidance scale of a method where none is given."""
+    samples = config.samples
+    return samples.guidance_scale if method in OURS else samples.baseline_guidance_scale
 
 
 def make_request(
@@ -447,10 +453,9 @@ def edit(
     Raises:
         UserError: the model has no part that the method needs.
     """
-    if inverted is None:
+    if inverted is None and method in INVERTING:
         attention = method == "shape_guided"
-        if attention or method in ("without_ioa", "prompt_to_prompt"):
-            inverted = invert(model, config, request, settings, attention=attention)
+        inverted = invert(model, config, request, settings, attention=attention)
     process = make_process(config, settings.steps)
     with progress_bar(method.replace("_", " ")) as bar:
         match method:

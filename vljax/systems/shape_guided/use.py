@@ -26,11 +26,13 @@ from vljax.models.clipseg import CLIPSeg, infer_shape
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.systems.shape_guided.model import (
     METHODS,
+    OURS,
     Keep,
     Settings,
     ShapeGuided,
     Wish,
     attention_maps,
+    default_scale,
     edit,
     invert,
     make_process,
@@ -45,17 +47,16 @@ from vljax.systems.shape_guided.model import (
 # Whose text tower Stable Diffusion 1 reads.
 _CLIP = "ViT-L/14"
 
-_OURS = ("shape_guided", "without_ioa")
-
 # Flags that not every method heeds: their default, and the methods that do.
 _ONLY_FOR: dict[str, tuple[Any, tuple[str, ...]]] = {
     "guidance_scale": (None, tuple(method for method in METHODS if method != "blended")),
     "token_scale": (1.0, ("shape_guided",)),
     "self_schedule": ("constant", ("shape_guided",)),
-    "noise_mixing": (0.0, _OURS),
-    "published_levels": (False, _OURS),
-    "attention_maps": (False, _OURS),
+    "noise_mixing": (0.0, OURS),
+    "published_levels": (False, OURS),
+    "attention_maps": (False, OURS),
     "reweight": (None, ("prompt_to_prompt",)),
+    "clip": (None, ("blended",)),
 }
 
 # A picture is at most so many times longer than wide while it is edited.
@@ -118,7 +119,7 @@ def add_clip_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clip",
         metavar="FOLDER",
-        help=f"a CLIP {_CLIP}, which guides Blended Diffusion and scores texts",
+        help=f"a CLIP {_CLIP}, for Blended Diffusion and where pictures are judged",
     )
 
 
@@ -141,7 +142,7 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
             )
     if args.invert_mask and not args.mask:
         raise UserError("--invert_mask turns a mask around: give one with --mask=FILE")
-    attention, ours = args.method == "shape_guided", args.method in _OURS
+    attention, ours = args.method == "shape_guided", args.method in OURS
     wish = Wish(
         args.source_prompt,
         args.source_prompt if args.edit_prompt is None else args.edit_prompt,
@@ -167,8 +168,7 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
     tokenizer = make_tokenizer(config)
     scale = args.guidance_scale
     if scale is None:
-        samples = config.samples
-        scale = samples.guidance_scale if ours else samples.baseline_guidance_scale
+        scale = default_scale(config, args.method)
     request = make_request(
         tokenizer,
         model.sd.tokens,

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from vljax import pretrained
 from vljax.errors import UserError
-from vljax.models.autoencoder import AutoencoderKL, Gaussian, current_names, published_arguments
+from vljax.models.autoencoder import AutoencoderKL, Gaussian, published_arguments
 from vljax.models.parameters import named_parameters
 
 SMALL = {
@@ -108,8 +108,9 @@ def test_former_names_are_accepted(small):
     assert len(old.keys() - tensors.keys()) == 2 * 2 * 4
     with pytest.raises(UserError, match="16 missing"):
         pretrained.assign(skeleton_of(folder), old, origin=folder)
-    assert current_names(old).keys() == current_names(tensors).keys() == tensors.keys()
-    model = pretrained.assign(skeleton_of(folder), current_names(old), origin=folder)
+    names = AutoencoderKL.published_names
+    assert names(old).keys() == names(tensors).keys() == tensors.keys()
+    model = pretrained.assign(skeleton_of(folder), names(old), origin=folder)
     expected = pretrained.load(skeleton_of(folder), folder)
     for name, value in named_parameters(expected).items():
         np.testing.assert_array_equal(named_parameters(model)[name], value)

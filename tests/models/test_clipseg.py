@@ -165,9 +165,10 @@ def test_the_published_config_gives_the_published_network(tmp_path):
     peer.config.save_pretrained(tmp_path)
     arguments = published_arguments(tmp_path)
     assert arguments["input_size"] == 352
-    ours = named_parameters(jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0))))
-    theirs = CLIPSeg.published_names(
-        {n: np.broadcast_to(np.float32(0), t.shape) for n, t in peer.state_dict().items()}
+    model = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
+    ours = named_parameters(model)
+    theirs = pretrained.our_names(
+        model, {n: np.broadcast_to(np.float32(0), t.shape) for n, t in peer.state_dict().items()}
     )
     assert ours.keys() == theirs.keys()
     assert all(ours[name].size == theirs[name].size for name in ours)

@@ -1,8 +1,8 @@
 """The KL autoencoder of latent diffusion: pictures to latents at an eighth of the side, and back.
 
 Rombach et al., *High-Resolution Image Synthesis with Latent Diffusion Models* (2022), section 3.1
-and appendix G. Parameter names are those of a `diffusers` folder of an `AutoencoderKL`;
-`current_names` translates the attention's names in folders from before 2023.
+and appendix G. Parameter names are those of a `diffusers` folder of an `AutoencoderKL`; those that
+the attention had before 2023 are read as well.
 """
 
 import os
@@ -240,6 +240,22 @@ class AutoencoderKL(nnx.Module):
         h = self.post_quant_conv(latents.astype(self.dtype))
         return self.decoder(h).astype(jnp.float32)
 
+    @staticmethod
+    def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's tensors by the names of today; current names stay as they are.
+
+        Early checkpoints, Stable Diffusion 1.5's among them, call the attention's layers `query`,
+        `key`, `value` and `proj_attn`.
+        """
+        renamed = {}
+        for name, tensor in tensors.items():
+            module, _, rest = name.partition(".mid_block.attentions.0.")
+            layer, _, parameter = rest.partition(".")
+            if layer in _FORMER_NAMES:
+                name = f"{module}.mid_block.attentions.0.{_FORMER_NAMES[layer]}.{parameter}"
+            renamed[name] = tensor
+        return renamed
+
 
 def _resnet(channels: int, out_channels: int, groups: int, rngs: nnx.Rngs) -> ResnetBlock:
     return ResnetBlock(
@@ -253,23 +269,6 @@ _FORMER_NAMES = {
     "value": "to_v",
     "proj_attn": "to_out.0",
 }
-
-
-def current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors by the names of today; current names stay as they are.
-
-    Early checkpoints, Stable Diffusion 1.5's among them, call the attention's layers `query`,
-    `key`, `value` and `proj_attn`.
-    """
-    renamed = {}
-    for name, tensor in tensors.items():
-        module, _, rest = name.partition(".mid_block.attentions.0.")
-        layer, _, parameter = rest.partition(".")
-        if layer in _FORMER_NAMES:
-            name = f"{module}.mid_block.attentions.0.{_FORMER_NAMES[layer]}.{parameter}"
-        renamed[name] = tensor
-    return renamed
-
 
 _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu",),

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from vljax.errors import UserError
 from vljax.models.layers import BatchNorm, Conv, Embedding, LayerNorm, Linear, apply
 from vljax.ops.attention import attention
+from vljax.ops.projection import project
 
 # What CLIP subtracts from and divides by, for red, green and blue in [0, 1].
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -352,7 +353,8 @@ class MultiheadAttention(nnx.Module):
         self.out_proj = Linear(width, width, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
-        qkv = x @ self.in_proj_weight[...].astype(x.dtype) + self.in_proj_bias[...].astype(x.dtype)
+        qkv = project(x, self.in_proj_weight[...].astype(x.dtype))
+        qkv = qkv + self.in_proj_bias[...].astype(x.dtype)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.num_heads, -1), 2, 0)
         return self.out_proj(attention(q, k, v, causal=self.causal).reshape(x.shape))
 
@@ -794,6 +796,9 @@ def _openai_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
     for name, tensor in tensors.items():
         if name in _NO_WEIGHTS or name.endswith(_COUNTERS):
             continue
+        # Since version 5 `transformers` writes a lone text tower without the prefix.
+        if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
+            name = f"text_model.{name}"
         # Hugging Face keeps the two projections as linear layers, OpenAI as bare matrices.
         if name in ("visual_projection.weight", "text_projection.weight"):
             tensor = tensor.T

@@ -6,7 +6,7 @@ blocks, the deepest first, and is conditioned on the text's CLIP embedding by a 
 (FiLM). It is the shape inference function of Shape-Guided Diffusion (thesis section 5.3).
 
 Parameter names are those of Hugging Face's `CLIPSegForImageSegmentation` in the decoder, and
-OpenAI's (see `vljax.models.clip`) in the CLIP; `CLIPSeg.published_names` brings a folder's to them.
+OpenAI's (see `vljax.models.clip`) in the CLIP; loading brings a folder's to them.
 
     folder = "clipseg-rd64-refined"
     arguments = published_arguments(folder)
@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 
 from vljax.errors import UserError
-from vljax.models.clip import ACTIVATIONS, CLIP, Tensors, VisionTransformer
+from vljax.models.clip import ACTIVATIONS, CLIP, VisionTransformer
 from vljax.models.layers import Conv, LayerNorm, Linear, apply, fan_in_uniform
 from vljax.ops.attention import attention
 
@@ -338,14 +338,6 @@ class CLIPSeg(nnx.Module):
         x = tower.ln_pre(x + positions.astype(x.dtype))
         outputs = tower.transformer(x)
         return [outputs[i] for i in self.extract_layers]
-
-    @staticmethod
-    def published_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
-        """The tensors of a `transformers` folder by our names."""
-        prefix = "clip."
-        clip = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        others = {n: t for n, t in tensors.items() if not n.startswith(prefix)}
-        return others | {prefix + n: t for n, t in CLIP.published_names(clip).items()}
 
 
 # Numerics --------------------------------------------------------------------------------------

@@ -152,9 +152,7 @@ class InsertionDecoder(nnx.Module):
         relation = relations(order).reshape(rows * k, n, n)[:, :-1, :-1]
         x = self._read(before, relation, self.encode(batch, key=keys[0]), keys[1])
 
-        words = self.word_log_probs(x)
-        word = jnp.take_along_axis(words, label[..., None], axis=-1)[..., 0]
-        spread = words[..., END:].mean(-1)
+        word, spread = self._word_scores(x, label)
         left, right = (side.reshape(rows * k, n)[:, 1:, None] for side in neighbours(order))
         score = self._slot_scores(x, self.source.embedding(label), self._keys_of_slots(x))
         score = jnp.where(jnp.tri(n - 1, dtype=bool)[:, :, None], score, -jnp.inf)
@@ -222,6 +220,23 @@ class InsertionDecoder(nnx.Module):
         )
         barred = jnp.arange(len(table)) < END
         return jax.nn.log_softmax(jnp.where(barred, -jnp.inf, logits * scale), axis=-1)
+
+    def _word_scores(
+        self, x: Float[Array, "r t f"], label: Int[Array, "r t"]
+    ) -> tuple[Float[Array, "r t"], Float[Array, "r t"]]:
+        """Log p of one word of each step, and its mean over all words that may be written.
+
+        Neither needs more than the logits' sum of exponentials: training on a large vocabulary
+        spends most of its time here, so no table of log p is ever written.
+        """
+        table = self.source.embedding.weight[...].astype(x.dtype)
+        query = self.word(x) * table.shape[1] ** -0.5
+        rows = query.reshape(-1, query.shape[-1])  # as in Linear
+        logits = jnp.dot(rows, table[END:].T, preferred_element_type=jnp.float32)
+        total = jax.nn.logsumexp(logits, axis=-1).reshape(label.shape)
+        query, table = query.astype(jnp.float32), table.astype(jnp.float32)
+        word = (query * table[label]).sum(-1)
+        return word - total, query @ table[END:].mean(0) - total
 
     def slot_log_probs(
         self,

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vljax.ops.convolution import conv2d
+from vljax.ops.projection import project
 
 
 def fan_in_uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, zero: bool) -> Array:
@@ -58,7 +59,7 @@ class Linear(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = x @ self.weight[...].astype(x.dtype)
+        y = project(x, self.weight[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from vljax.ops.projection import project
+
 # Columns held at once by the weight gradient on CPU.
 _COLUMN_BYTES = 8 * 2**20
 
@@ -53,7 +55,7 @@ def conv2d(
     (top, bottom), (left, right) = padding
     pads = ((top, bottom), (left, right))
     if weight.shape[:2] == strides == (1, 1) and pads == ((0, 0), (0, 0)):
-        return jnp.einsum("bhwi,io->bhwo", x, weight[0, 0])
+        return project(x, weight[0, 0])
     return _convolve(x, weight, strides, pads)
 
 

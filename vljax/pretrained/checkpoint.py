@@ -3,7 +3,7 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +14,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vljax.errors import RunError, UserError
-from vljax.models.autoencoder import current_names
-from vljax.models.clip import TextTransformer
 from vljax.models.parameters import variables, with_parameters
 
 Model = TypeVar("Model")
@@ -31,21 +29,8 @@ FOLDER_NAMES = (
 )
 
 
-def _text_names(tensors: Tensors) -> Tensors:
-    """A text tower's tensors by our names."""
-    prefix = "text_model."
-    # Since version 5 `transformers` writes a lone text tower without the prefix.
-    return TextTransformer.published_names(
-        {prefix + name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    )
-
-
-# The parts of a Stable Diffusion pipeline, with what brings their tensors' names to ours.
-_PIPELINE: dict[str, Callable[[Tensors], Tensors]] = {
-    "vae": current_names,
-    "unet": lambda tensors: tensors,
-    "text_encoder": _text_names,
-}
+# The parts of a Stable Diffusion pipeline that are read.
+_PIPELINE = ("vae", "unet", "text_encoder")
 
 
 def load(model: Model, path: str | os.PathLike, *, ignore: Sequence[str] = ()) -> Model:
@@ -66,9 +51,21 @@ def load(model: Model, path: str | os.PathLike, *, ignore: Sequence[str] = ()) -
 
 
 def our_names(model: Any, tensors: Tensors) -> Tensors:
-    """A checkpoint's tensors by the names of the model, where its class has `published_names`."""
-    rename: Callable[[Tensors], Tensors] = getattr(model, "published_names", dict)
-    return rename(tensors)
+    """A checkpoint's tensors by the names of the model.
+
+    They are renamed by `published_names` of the model's class; where it has none, those of each of
+    its parts by the part's.
+    """
+    if rename := getattr(model, "published_names", None):
+        return rename(tensors)
+    renamed = dict(tensors)
+    for name, part in vars(model).items():
+        prefix = f"{name}."
+        if isinstance(part, nnx.Module) and any(n.startswith(prefix) for n in renamed):
+            own = {n: renamed.pop(n) for n in list(renamed) if n.startswith(prefix)}
+            own = our_names(part, {n.removeprefix(prefix): t for n, t in own.items()})
+            renamed |= {prefix + n: t for n, t in own.items()}
+    return renamed
 
 
 def assign(
@@ -154,19 +151,15 @@ def to_published(value: np.ndarray, variable: nnx.Variable) -> np.ndarray:
 def read_tensors(path: str | os.PathLike) -> Tensors:
     """All tensors of a checkpoint by name, as numpy arrays; half precision becomes float32.
 
-    Of a Stable Diffusion pipeline's folder, those of its autoencoder, U-Net and text tower, by the
-    names of `vljax.models.stable_diffusion`.
+    Of a Stable Diffusion pipeline's folder, those of its autoencoder, U-Net and text tower, each
+    with its folder's name before its own.
 
     Raises:
         UserError: nothing readable is there.
     """
     path = Path(path)
     if (path / "unet").is_dir():
-        return {
-            f"{part}.{name}": tensor
-            for part, current in _PIPELINE.items()
-            for name, tensor in current(read_tensors(path / part)).items()
-        }
+        return {f"{p}.{n}": t for p in _PIPELINE for n, t in read_tensors(path / p).items()}
     path = _locate(path)
     if path.name.endswith(".index.json"):
         shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))

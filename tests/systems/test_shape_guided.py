@@ -433,7 +433,7 @@ def test_shape_prompts_become_edits_of_one_size():
     edits = open_edits(config, 5)
     assert edits.image.shape == (len(edits.wishes), 512, 512, 3)
     assert 0.02 < edits.shape[0].mean() < 0.5
-    assert edits.source_names == edits.edit_names == [w.source for w in edits.wishes]
+    assert edits.categories == [w.source for w in edits.wishes]
 
 
 def test_photographs_are_not_trained_on():
@@ -527,6 +527,19 @@ def test_captions_are_dropped_as_often_as_asked():
     empty = make_tokenizer(config)([""], 25)[0]
     dropped = np.mean([(row == empty).all() for row in tokens])
     assert 0.35 < dropped < 0.65
+
+
+def test_inpainting_learns_one_object_and_its_name():
+    config, _ = parse_config((*TINY, "--config.diffusion.caption_dropout=0.5"))
+    stage = next(stage for stage in stages(config) if stage.name == "inpaint")
+    generator, empty = np.random.default_rng(0), make_tokenizer(config)([""], 25)[0]
+    dropped = []
+    for i in range(100):
+        example = stage.source[i]
+        made = stage.transform(example, generator)
+        assert any(np.array_equal(made["mask"], mask) for mask in example["masks"] if mask.any())
+        dropped.append((made["tokens"] == empty).all())
+    assert 0.3 < np.mean(dropped) < 0.7
 
 
 def judged(tiny, folder, *flags):

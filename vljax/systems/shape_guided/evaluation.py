@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.images import contact_sheet, write_png
-from vljax.data.scenes import Scenes
+from vljax.data.scenes import SHAPES, Scenes, words
 from vljax.data.shape_prompts import ShapePrompts
 from vljax.diffusion.pixels import to_unit
 from vljax.errors import UserError
@@ -188,7 +188,7 @@ def evaluate(
             raise UserError(f"--methods {method} needs {lacking[method]}: give it, or leave it out")
     edits = open_edits(config, args.num_images)
     judge = Judge(model, config, args, edits, clip)
-    real = judge.row("", "Real images", edits.image, edits.source_names)
+    real = judge.row("", "Real images", edits.image)
     asked = [
         row
         for row in (*_ROWS, *_IDLE_ROWS)
@@ -219,7 +219,7 @@ def evaluate(
         "table 5.2": [
             real,
             *(
-                judge.row(row.kind, row.name, pictures, edits.edit_names)
+                judge.row(row.kind, row.name, pictures)
                 for row, pictures in made.items()
                 if not row.idle
             ),
@@ -236,15 +236,14 @@ class Edits:
         image: The pictures.
         shape: Their objects' shapes.
         wishes: What to change.
-        source_names: What is there, as a judge knows it.
-        edit_names: What shall be there, as a judge knows it.
+        categories: What a segmenter finds before and after: an edit changes how an object looks,
+            not what it is ("dog wearing a colorful shirt"; of scenes, the name of the shape).
     """
 
     image: UInt8[np.ndarray, "n H W 3"]
     shape: Bool[np.ndarray, "n H W"]
     wishes: Sequence[Wish]
-    source_names: Sequence[str]
-    edit_names: Sequence[str]
+    categories: Sequence[str]
 
 
 def open_edits(config: ConfigDict, count: int) -> Edits:
@@ -273,9 +272,10 @@ def open_edits(config: ConfigDict, count: int) -> Edits:
         np.stack([image for image, _ in pairs]),
         np.stack([shape for _, shape in pairs]),
         [Wish(e["source_prompt"], e["edit_prompt"]) for e in examples],
-        [e["source_prompt"] for e in examples],
-        # A photograph's new object is still of its category ("dog wearing a colorful shirt").
-        [e["edit_prompt" if on_scenes else "source_prompt"] for e in examples],
+        [
+            next(shape for shape in SHAPES if shape in words(name)) if on_scenes else name
+            for name in (e["source_prompt"] for e in examples)
+        ],
     )
 
 
@@ -381,7 +381,6 @@ class Judge:
         kind: str,
         method: str,
         pictures: UInt8[np.ndarray, "n H W 3"],
-        names: Sequence[str],
     ) -> dict[str, Any]:
         """The row of a method; shares are in percent.
 
@@ -389,11 +388,13 @@ class Judge:
             kind: Whose shapes.
             method: Its name.
             pictures: What it made.
-            names: What shall be in the shapes.
         """
         edits = self.edits
-        each = zip(edits.image, pictures, edits.shape, edits.source_names, names, strict=True)
-        scores = mean_shape_scores(shape_score(*one, self.segmenter, self.detector) for one in each)
+        each = zip(edits.image, pictures, edits.shape, edits.categories, strict=True)
+        scores = mean_shape_scores(
+            shape_score(source, edited, shape, name, name, self.segmenter, self.detector)
+            for source, edited, shape, name in each
+        )
         row: dict[str, Any] = {"source": "here", "shape": kind, "method": method}
         if self.detector is not None:
             row["KW-mIoU"] = 100 * scores["kw_miou"]

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "path": "",
             "split": "train",
             "image_size": 32,
-            "scenes": {"size": 100_000, "min_objects": 1, "max_objects": 1, "sizes": ("large",)},
+            "scenes": {"size": 100_000, "min_objects": 1, "max_objects": 2, "sizes": ("large",)},
         }
     )
     tower = {
@@ -112,7 +112,7 @@ def get_config() -> ConfigDict:
     # Guidance scales are w of cond + w·(cond − uncond).
     config.samples = {
         "steps": "leading50",
-        "guidance_scale": 2.0,
+        "guidance_scale": 3.5,
         "baseline_guidance_scale": 2.0,
         "count": 12,
     }

@@ -52,7 +52,7 @@ def stages(config: ConfigDict) -> list[Stage]:
     tokenizer = make_tokenizer(config)
     length = config.model.text_encoder.context_length
     pictures = open_source(config.data, fields=("image", "caption"))
-    masked = open_source(config.data, fields=("image", "caption", "masks", "class_ids"))
+    masked = open_source(config.data, fields=("image", "masks", "class_ids"))
 
     def stage(name: str, loss: Callable, part: str, source: Any, transform: Callable) -> Stage:
         start = inpaint_start if name == "inpaint" else None
@@ -77,7 +77,8 @@ def stages(config: ConfigDict) -> list[Stage]:
     ]
     if config.model.inpaint:
         loss = diffusion_loss(config, inpaint=True)
-        listed.append(stage("inpaint", loss, r"inpaint\.", masked, dropped))
+        hole = _named(tokenizer, length, config.diffusion.caption_dropout)
+        listed.append(stage("inpaint", loss, r"inpaint\.", masked, hole))
     if config.model.segmenter:
         named = named_object(tokenizer, config.model.segmenter.context_length)
         listed.append(
@@ -90,13 +91,23 @@ Transform = Callable[[dict, np.random.Generator], dict]
 
 
 def _captioned(tokenizer: Tokenizer, length: int, dropout: float = 0.0) -> Transform:
-    """Picture and caption, the caption empty with probability `dropout`; a mask if there is one."""
+    """Picture and caption, the caption empty with probability `dropout`."""
 
     def transform(example: dict, generator: np.random.Generator) -> dict:
         caption = "" if generator.random() < dropout else example["caption"]
-        batch = {"image": example["image"], "tokens": tokenizer([caption], length)[0]}
-        if "masks" in example:
-            batch["mask"] = example["masks"].any(0)
+        return {"image": example["image"], "tokens": tokenizer([caption], length)[0]}
+
+    return transform
+
+
+def _named(tokenizer: Tokenizer, length: int, dropout: float) -> Transform:
+    """Picture, one of its objects' name and mask, the name empty with probability `dropout`."""
+    named = named_object(tokenizer, length, absent=0.0)
+
+    def transform(example: dict, generator: np.random.Generator) -> dict:
+        batch = named(example, generator)
+        if generator.random() < dropout:
+            batch["tokens"] = tokenizer([""], length)[0]
         return batch
 
     return transform

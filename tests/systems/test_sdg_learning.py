@@ -1,11 +1,8 @@
 """SDG's small recipe, trained to its end: guidance does what chapter 4 says (25 minutes)."""
 
-import json
 from pathlib import Path
 
 import pytest
-
-from vljax import evaluate, train
 
 CONFIG = Path(__file__).parents[2] / "configs" / "sdg_ffhq.py"
 
@@ -13,13 +10,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def rows(learn, tmp_path_factory):
     """The rows of both tables by method."""
-    workdir = tmp_path_factory.mktemp("sdg")
-    assert train.main(("--config", str(CONFIG), "--workdir", str(workdir))) == 0
-    assert evaluate.main(("--workdir", str(workdir))) == 0
-    print((workdir / "evaluation" / "results.md").read_text())
-    results = json.loads((workdir / "evaluation" / "results.json").read_text())
+    results = learn(CONFIG, tmp_path_factory.mktemp("sdg"))
     return {
         row["method"]: row for row in results["text"] + results["image"] if row["source"] == "here"
     }

@@ -1,14 +1,11 @@
 """Tables 3.2 and 3.3 on real captions: a known order is found again (25 minutes); on one core."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from vljax import evaluate, train
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ROOT.parent / "shared" / "data" / "coco_captions"
@@ -21,7 +18,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def recover(tmp_path_factory):
+def recover(learn, tmp_path_factory):
     """Normalised Levenshtein distance of a fresh permutation network's orders to common-first."""
     root = tmp_path_factory.mktemp("recovery")
     known: dict[tuple, float] = {}
@@ -40,10 +37,8 @@ def recover(tmp_path_factory):
             flags.append(
                 f"--config.pretrained.decoder={root / first / 'weights'}/decoder.safetensors"
             )
-        assert train.main(("--config", RECIPE, *flags, "--workdir", str(workdir))) == 0
         few = ("--num_examples", "25", "--batch_size", "25", "--beams", "2", "--perturbed", "0")
-        assert evaluate.main(("--workdir", str(workdir), *few)) == 0
-        results = json.loads((workdir / "evaluation" / "results.json").read_text())
+        results = learn(RECIPE, workdir, train_flags=flags, evaluate_flags=few)
         assert results["orders"]["random"]["normalised_levenshtein"] > 0.7
         known[cell] = results["permutation_network_to_common"]
         print(f"{cell}: {known[cell]:.3f}")

@@ -16,7 +16,6 @@ OpenAI's (see `vljax.models.clip`) in the CLIP; loading brings a folder's to the
 """
 
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from PIL import Image
 
 from vljax.errors import UserError
 from vljax.models.clip import ACTIVATIONS, CLIP, VisionTransformer
+from vljax.models.folders import read_json
 from vljax.models.layers import Conv, LayerNorm, Linear, apply, fan_in_uniform
 from vljax.ops.attention import attention
 
@@ -458,7 +458,7 @@ def published_arguments(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: a file is missing or unreadable, or describes a network of another architecture.
     """
-    config = _read_json(Path(folder) / "config.json")
+    config = read_json(Path(folder) / "config.json")
     if (kind := config.get("model_type")) != "clipseg":
         raise UserError(f"{folder}: model_type={kind!r} in config.json, but 'clipseg' is needed")
     vision = {**_VISION, **(config.get("vision_config") or {})}
@@ -532,7 +532,7 @@ def _input_size(folder: Path) -> int:
     path = folder / "preprocessor_config.json"
     if not path.exists():
         return 352
-    config = _read_json(path)
+    config = read_json(path)
     for field, value in (("image_mean", PIXEL_MEAN), ("image_std", PIXEL_STD)):
         if not np.allclose(found := config.get(field, value), value):
             raise UserError(
@@ -544,15 +544,3 @@ def _input_size(folder: Path) -> int:
     if not isinstance(size, int):
         raise UserError(f"{path}: size={config['size']!r}: give the side of a square in pixels")
     return size
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable config ({error}): give a transformers folder"
-        ) from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a readable config: give a transformers folder")
-    return config

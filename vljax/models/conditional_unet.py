@@ -8,7 +8,6 @@ Attention, Prompt-to-Prompt and pictures of attention maps are such functions, a
 itself holds no state.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
+from vljax.models.folders import read_json
 from vljax.models.layers import Conv, GroupNorm, LayerNorm, Linear, timestep_embedding
 from vljax.models.unet import Upsample
 from vljax.ops.attention import attention
@@ -667,17 +667,3 @@ def read_config(
                 "folder of Stable Diffusion 1 or 2"
             )
     return {field: config.get(field, default) for field, default in defaults.items()}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The fields of a JSON file in a published folder.
-
-    Raises:
-        UserError: the file is missing or unreadable.
-    """
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a readable config ({error}): give a diffusers folder"
-        ) from error

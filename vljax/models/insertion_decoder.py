@@ -231,7 +231,7 @@ class InsertionDecoder(nnx.Module):
         """
         table = self.source.embedding.weight[...].astype(x.dtype)
         query = self.word(x) * table.shape[1] ** -0.5
-        rows = query.reshape(-1, query.shape[-1])  # as in Linear
+        rows = query.reshape(-1, query.shape[-1])  # one product, see `project`
         logits = jnp.dot(rows, table[END:].T, preferred_element_type=jnp.float32)
         total = jax.nn.logsumexp(logits, axis=-1).reshape(label.shape)
         query, table = query.astype(jnp.float32), table.astype(jnp.float32)

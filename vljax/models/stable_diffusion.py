@@ -21,6 +21,7 @@ from vljax.models import autoencoder, conditional_unet
 from vljax.models.autoencoder import AutoencoderKL
 from vljax.models.clip import ACTIVATIONS, CLIP, TextTransformer
 from vljax.models.conditional_unet import ConditionalUNet
+from vljax.models.folders import read_json
 
 
 class StableDiffusion(nnx.Module):
@@ -111,7 +112,7 @@ _TEXT_FIELDS = {
 
 
 def _text_arguments(path: Path) -> dict[str, Any]:
-    config = conditional_unet.read_json(path)
+    config = read_json(path)
     if (kind := config.get("model_type")) != "clip_text_model":
         raise UserError(
             f"{path}: model_type={kind!r}, but 'clip_text_model' is needed: give a folder of "

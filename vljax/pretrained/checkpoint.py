@@ -61,9 +61,9 @@ def our_names(model: Any, tensors: Tensors) -> Tensors:
     renamed = dict(tensors)
     for name, part in vars(model).items():
         prefix = f"{name}."
-        if isinstance(part, nnx.Module) and any(n.startswith(prefix) for n in renamed):
-            own = {n: renamed.pop(n) for n in list(renamed) if n.startswith(prefix)}
-            own = our_names(part, {n.removeprefix(prefix): t for n, t in own.items()})
+        if isinstance(part, nnx.Module):
+            names = [n for n in renamed if n.startswith(prefix)]
+            own = our_names(part, {n.removeprefix(prefix): renamed.pop(n) for n in names})
             renamed |= {prefix + n: t for n, t in own.items()}
     return renamed
 

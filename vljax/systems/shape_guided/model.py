@@ -46,6 +46,7 @@ from vljax.models import conditional_unet, stable_diffusion
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
+from vljax.models.folders import read_json
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.ops.inside_outside import join_prompts, resize_nearest
@@ -133,7 +134,7 @@ def _check_prediction(folder: Path, prediction: str) -> None:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return
-    said = conditional_unet.read_json(file).get("prediction_type", "epsilon")
+    said = read_json(file).get("prediction_type", "epsilon")
     names = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
     if said not in names:
         raise UserError(

@@ -69,15 +69,18 @@ def stages(config: ConfigDict) -> list[Stage]:
         )
 
     captioned = _captioned(tokenizer, length)
-    dropped = _captioned(tokenizer, length, config.diffusion.caption_dropout)
+
+    def dropped(transform: Transform) -> Transform:
+        return _dropped(transform, tokenizer([""], length)[0], config.diffusion.caption_dropout)
+
     listed = [
         stage("clip", clip_loss, r"sd\.text_encoder\.", pictures, captioned),
         stage("autoencoder", autoencoder_loss(config), r"sd\.vae\.", pictures, captioned),
-        stage("diffusion", diffusion_loss(config), r"sd\.unet\.", pictures, dropped),
+        stage("diffusion", diffusion_loss(config), r"sd\.unet\.", pictures, dropped(captioned)),
     ]
     if config.model.inpaint:
         loss = diffusion_loss(config, inpaint=True)
-        hole = _named(tokenizer, length, config.diffusion.caption_dropout)
+        hole = dropped(named_object(tokenizer, length, absent=0.0))
         listed.append(stage("inpaint", loss, r"inpaint\.", masked, hole))
     if config.model.segmenter:
         named = named_object(tokenizer, config.model.segmenter.context_length)
@@ -90,27 +93,23 @@ def stages(config: ConfigDict) -> list[Stage]:
 Transform = Callable[[dict, np.random.Generator], dict]
 
 
-def _captioned(tokenizer: Tokenizer, length: int, dropout: float = 0.0) -> Transform:
-    """Picture and caption, the caption empty with probability `dropout`."""
+def _captioned(tokenizer: Tokenizer, length: int) -> Transform:
+    """Picture and caption."""
 
     def transform(example: dict, generator: np.random.Generator) -> dict:
-        caption = "" if generator.random() < dropout else example["caption"]
-        return {"image": example["image"], "tokens": tokenizer([caption], length)[0]}
+        return {"image": example["image"], "tokens": tokenizer([example["caption"]], length)[0]}
 
     return transform
 
 
-def _named(tokenizer: Tokenizer, length: int, dropout: float) -> Transform:
-    """Picture, one of its objects' name and mask, the name empty with probability `dropout`."""
-    named = named_object(tokenizer, length, absent=0.0)
+def _dropped(transform: Transform, empty: Int[np.ndarray, " n"], share: float) -> Transform:
+    """What `transform` gives, in so large a share of examples with the empty text."""
 
-    def transform(example: dict, generator: np.random.Generator) -> dict:
-        batch = named(example, generator)
-        if generator.random() < dropout:
-            batch["tokens"] = tokenizer([""], length)[0]
-        return batch
+    def dropping(example: dict, generator: np.random.Generator) -> dict:
+        batch = transform(example, generator)
+        return {**batch, "tokens": empty} if generator.random() < share else batch
 
-    return transform
+    return dropping
 
 
 def clip_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:

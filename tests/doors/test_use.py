@@ -9,7 +9,6 @@ from PIL import Image
 
 from vljax import evaluate, generate, pretrained
 from vljax.doors import parse_config
-from vljax.models.parameters import named_parameters, variables
 from vljax.systems import sdg
 
 ROOT = Path(__file__).parents[2]
@@ -28,13 +27,8 @@ def model_flags(tmp_path_factory):
     """Flags that describe a small model, with its weights as a published checkpoint."""
     config, _ = parse_config(SMALL)
     unet = sdg.make_model(config).diffusion
-    layouts = variables(unet)
     file = tmp_path_factory.mktemp("weights") / "unet.safetensors"
-    tensors = {
-        name: pretrained.to_published(np.asarray(value), layouts[name])
-        for name, value in named_parameters(unet).items()
-    }
-    pretrained.write_tensors(tensors, file)
+    pretrained.save(unet, file)
     return (*SMALL, f"--config.pretrained.diffusion={file}")
 
 

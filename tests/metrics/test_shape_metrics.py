@@ -15,9 +15,9 @@ from vljax.metrics.shape import (
     ShapeScore,
     correct_keypoints,
     iou_within,
-    mean_shape_scores,
     oracle_keypoints,
     oracle_segmenter,
+    shape_columns,
     shape_score,
 )
 
@@ -104,17 +104,10 @@ def test_one_edit_and_the_table():
     plain = shape_score(PICTURE, PICTURE, mask, "car", "car", lambda picture, name: mask)
     assert plain == ShapeScore(1, None)
 
-    table = mean_shape_scores([score, plain, ShapeScore(0.5, 1.0)])
-    assert table == {
-        "miou": pytest.approx((0.25 + 1 + 0.5) / 3),
-        "kw_miou": pytest.approx((2 / 3 * 0.25 + 1.0 * 0.5) / 2),
-        "edits": 3,
-        "keypoint_edits": 2,
-    }
-    none = mean_shape_scores([plain])
-    assert math.isnan(none["kw_miou"])
-    assert none["miou"] == 1
-    assert math.isnan(mean_shape_scores([])["miou"])
+    columns = shape_columns([score, plain, ShapeScore(0.5, 1.0)])
+    np.testing.assert_allclose(columns["miou"], [0.25, 1, 0.5])
+    np.testing.assert_allclose(columns["kw_miou"], [2 / 3 * 0.25, np.nan, 0.5])
+    assert [column.shape for column in shape_columns([]).values()] == [(0,), (0,)]
 
 
 def recoloured(scene, index):
@@ -157,8 +150,11 @@ def test_on_scenes_the_oracle_tells_a_perfect_edit_from_none_and_from_a_shrunken
                     oracle_keypoints,
                 )
             )
-    best, none, less = (mean_shape_scores(s) for s in (perfect, unedited, shrunken))
-    assert best["keypoint_edits"] == 8
+    best, none, less = (
+        {name: column.mean() for name, column in shape_columns(s).items()}
+        for s in (perfect, unedited, shrunken)
+    )
+    assert len(perfect) == 8
     assert best["miou"] > 0.95
     assert best["kw_miou"] > 0.9
     assert none["miou"] == none["kw_miou"] == 0

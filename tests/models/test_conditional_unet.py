@@ -15,7 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 from vljax import pretrained
 from vljax.errors import UserError
-from vljax.models.conditional_unet import ConditionalUNet, inside_outside, published_arguments
+from vljax.models.conditional_unet import (
+    ConditionalUNet,
+    Place,
+    drop_keys,
+    inside_outside,
+    published_arguments,
+)
 from vljax.models.parameters import named_parameters
 from vljax.ops.attention import attention
 
@@ -201,6 +207,50 @@ def test_a_control_sees_every_attention_with_its_place(small):
     assert sizes == {"down_blocks": (8, 12), "mid_block": (4, 6), "up_blocks": (8, 12)}
     kinds = {place.name[-5:]: place.kind for place in places}
     assert kinds == {"attn1": "self", "attn2": "cross"}
+
+
+def maps(control, name, kind, batch=64, keys=40):
+    """The attention maps of a control, [b queries keys], and those of plain attention."""
+    query, key = np.random.default_rng(0).standard_normal((2, batch, keys, 1, 8), np.float32)
+    value = jnp.broadcast_to(jnp.eye(keys)[:, None], (batch, keys, 1, keys))
+    seen, _ = control(query, key, value, Place(name, kind, 5, 8))
+    return np.asarray(seen[:, :, 0]), np.asarray(attention(query, key, value)[:, :, 0])
+
+
+def test_dropped_keys_are_lost_to_all_queries_and_not_made_up_for():
+    control = drop_keys(jax.random.key(0), 64, 0.5)
+    seen, plain = maps(control, "a.attn1", "self")
+    lost = (seen == 0).all(1)
+    expected = np.where(lost[:, None], 0, plain)
+    np.testing.assert_allclose(seen, expected, atol=1e-7)
+    # Half of the examples lose nothing, the others anything from nothing to all.
+    losers = lost.mean(1)[lost.any(1)]
+    assert 20 < len(losers) < 44
+    assert losers.min() < 0.2
+    assert losers.max() > 0.8
+
+
+def test_every_layer_and_kind_drops_keys_of_its_own():
+    control = drop_keys(jax.random.key(0), 64, 1.0)
+    one, again, other, cross = (
+        (maps(control, *place)[0] == 0).all(1)
+        for place in (
+            ("a.attn1", "self"),
+            ("a.attn1", "self"),
+            ("b.attn1", "self"),
+            ("a.attn2", "cross"),
+        )
+    )
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).mean() > 0.1
+    # An example loses as much in every layer, but not as much of its text as of its pixels.
+    assert np.corrcoef(one.mean(1), other.mean(1))[0, 1] > 0.8
+    assert abs(np.corrcoef(one.mean(1), cross.mean(1))[0, 1]) < 0.5
+
+
+def test_nobody_need_drop_keys():
+    seen, plain = maps(drop_keys(jax.random.key(0), 64, 0.0), "a.attn1", "self")
+    np.testing.assert_array_equal(seen, plain)
 
 
 def test_bfloat16_keeps_the_result(small):

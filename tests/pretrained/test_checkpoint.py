@@ -102,6 +102,16 @@ def test_every_form_is_read(model, tensors, form, tmp_path):
         np.testing.assert_allclose(value, named_parameters(model)[name], atol=2e-2)
 
 
+def test_what_is_saved_is_loaded(model, tensors, tmp_path):
+    pretrained.save(model, path := tmp_path / "new" / "m.safetensors")
+    saved = pretrained.read_tensors(path)
+    assert saved.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(saved[name], tensor)
+    skeleton = jax.eval_shape(lambda: Model(nnx.Rngs(1)))
+    assert_same(model, pretrained.load(skeleton, path))
+
+
 def test_all_differences_come_in_one_error(model, tensors, tmp_path):
     del tensors["conv.bias"], tensors["words.weight"]
     tensors["heads.0.weight"] = np.zeros((6, 5), np.float32)

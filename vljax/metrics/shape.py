@@ -137,21 +137,17 @@ def shape_score(
     return ShapeScore(iou, share)
 
 
-def mean_shape_scores(scores: Iterable[ShapeScore]) -> dict[str, float]:
-    """The columns of table 5.2.
+def shape_columns(scores: Iterable[ShapeScore]) -> dict[str, Float[np.ndarray, " n"]]:
+    """What table 5.2 averages, edit by edit.
 
     Returns:
-        `miou` over all edits and `kw_miou` over those with keypoints, as shares (the thesis prints
-        percentages); NaN where there is none to average. `edits` and `keypoint_edits` count them.
+        `miou` and `kw_miou` as shares (the thesis prints percentages); NaN where an edit does not
+        count: it has no keypoints. The columns are their means over the others.
     """
     scores = list(scores)
-    weighted = [s.correct_keypoints * s.iou for s in scores if s.correct_keypoints is not None]
-    return {
-        "miou": float(np.mean([s.iou for s in scores])) if scores else float("nan"),
-        "kw_miou": float(np.mean(weighted)) if weighted else float("nan"),
-        "edits": float(len(scores)),
-        "keypoint_edits": float(len(weighted)),
-    }
+    correct = [np.nan if s.correct_keypoints is None else s.correct_keypoints for s in scores]
+    iou = np.array([s.iou for s in scores], float)
+    return {"miou": iou, "kw_miou": np.array(correct, float) * iou}
 
 
 # Scenes ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ itself holds no state.
 """
 
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from vljax.errors import UserError
 from vljax.models.folders import read_json
@@ -62,6 +63,32 @@ any pytree of arrays to hand out of the network, or None.
 def plain(query: Array, key: Array, value: Array, place: Place) -> tuple[Array, None]:
     """The `Control` that changes nothing."""
     return attention(query, key, value), None
+
+
+def drop_keys(key: Key[Array, ""], batch: int, share: float) -> Control:
+    """Attention that loses keys, for training (Zehui et al., "DropAttention", 2019, of columns).
+
+    What is lost after the softmax is not made up for, as in Inside-Outside Attention; there up to
+    nine tenths of a map go. So an example keeps each key with a probability of its own, drawn
+    from 0 to 1, in every layer anew.
+
+    Args:
+        key: Where the randomness comes from.
+        batch: Number of examples.
+        share: Of them, how many lose keys in self-attention; drawn again for cross-attention.
+    """
+    who, how, which = jax.random.split(key, 3)
+    kinds = (2, batch)
+    loses = jax.random.bernoulli(who, share, kinds)
+    kept = jnp.where(loses, jax.random.uniform(how, kinds), 1.0)
+
+    def control(query: Array, key: Array, value: Array, place: Place) -> tuple[Array, None]:
+        here = jax.random.fold_in(which, zlib.crc32(place.name.encode()))
+        probability = kept[0 if place.kind == "self" else 1]
+        stays = jax.random.bernoulli(here, probability[:, None], value.shape[:2])
+        return attention(query, key, value * stays[..., None, None].astype(value.dtype)), None
+
+    return control
 
 
 def inside_outside(

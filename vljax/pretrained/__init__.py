@@ -10,6 +10,7 @@ from vljax.pretrained.checkpoint import (
     load,
     our_names,
     read_tensors,
+    save,
     to_published,
     write_tensors,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "load",
     "our_names",
     "read_tensors",
+    "save",
     "to_published",
     "write_tensors",
 ]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vljax.errors import RunError, UserError
-from vljax.models.parameters import variables, with_parameters
+from vljax.models.parameters import named_parameters, variables, with_parameters
 
 Model = TypeVar("Model")
 Tensors = dict[str, np.ndarray]
@@ -104,6 +104,17 @@ def assign(
             f"this checkpoint holds. {'; '.join(problems)}"
         )
     return with_parameters(model, values)
+
+
+def save(model: nnx.Module, path: str | os.PathLike) -> None:
+    """Write a model's parameters as safetensors, in published layouts; `load` reads them.
+
+    Raises:
+        RunError: see `write_tensors`.
+    """
+    layouts = variables(model)
+    parameters = named_parameters(model).items()
+    write_tensors({n: to_published(np.asarray(v), layouts[n]) for n, v in parameters}, path)
 
 
 def write_tensors(

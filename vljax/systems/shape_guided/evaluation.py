@@ -2,7 +2,7 @@
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +19,15 @@ from vljax.data.shape_prompts import ShapePrompts
 from vljax.diffusion.pixels import to_unit
 from vljax.errors import UserError
 from vljax.metrics.frechet import frechet_distance, inception_features, moments
+from vljax.metrics.psnr import psnr
 from vljax.metrics.retrieval import clip_score
 from vljax.metrics.shape import (
     ALPHA,
     KeypointDetector,
     Segmenter,
-    mean_shape_scores,
     oracle_keypoints,
     oracle_segmenter,
+    shape_columns,
     shape_score,
 )
 from vljax.models.clip import CLIP
@@ -188,7 +189,6 @@ def evaluate(
             raise UserError(f"--methods {method} needs {lacking[method]}: give it, or leave it out")
     edits = open_edits(config, args.num_images)
     judge = Judge(model, config, args, edits, clip)
-    real = judge.row("", "Real images", edits.image)
     asked = [
         row
         for row in (*_ROWS, *_IDLE_ROWS)
@@ -200,6 +200,7 @@ def evaluate(
         pairs = zip(edits.image, edits.wishes, strict=True)
         shapes["inferred"] = np.stack([found(picture, wish.source) for picture, wish in pairs])
     made = _make_rows(model, config, args, edits, shapes, asked, clip)
+    columns = {row: judge.columns(made[row]) for row in made if not row.idle}
     sheet = [
         ("before", edits.image[:8]),
         ("shape", _as_pictures(edits.shape[:8])),
@@ -212,18 +213,19 @@ def evaluate(
         "FID": judge.fid_name,
         "not made": {name: f"needs {flag}" for name, flag in lacking.items()},
         "reconstruction PSNR": {
-            _NAMES[row.method]: _psnr(pictures, edits.image)
+            _NAMES[row.method]: float(psnr(pictures, edits.image).mean())
             for row, pictures in made.items()
             if row.idle
         },
         "table 5.2": [
-            real,
-            *(
-                judge.row(row.kind, row.name, pictures)
-                for row, pictures in made.items()
-                if not row.idle
-            ),
+            judge.row("", "Real images", edits.image, judge.columns(edits.image)),
+            *(judge.row(row.kind, row.name, made[row], seen) for row, seen in columns.items()),
             *PAPER,
+        ],
+        "what Inside-Outside Attention adds": [
+            gain
+            for kind in shapes
+            for gain in _gains(kind, *(columns.get(Row(kind, m, copies=True)) for m in OURS))
         ],
     }
 
@@ -326,6 +328,26 @@ def _make_rows(
     return {row: np.concatenate(parts)[: len(edits.image)] for row, parts in made.items()}
 
 
+#: What the table averages, edit by edit.
+Columns = dict[str, Float[np.ndarray, " n"]]
+
+
+def _gains(kind: str, ours: Columns | None, plain: Columns | None) -> Iterator[dict[str, Any]]:
+    """Mean differences over the edits, with their standard errors; none where one is missing."""
+    if ours is None or plain is None:
+        return
+    for name in ours:
+        difference = ours[name] - plain[name]
+        known = difference[np.isfinite(difference)]
+        if known.size > 1:
+            yield {
+                "shape": kind,
+                "column": name,
+                "difference": float(known.mean()),
+                "standard error": float(known.std(ddof=1) / np.sqrt(known.size)),
+            }
+
+
 class Judge:
     """Makes the columns of a row from its pictures.
 
@@ -376,45 +398,45 @@ class Judge:
         if self.features:
             self.real = moments(self.features, self._parts(edits.image)).finish()
 
+    def columns(self, pictures: UInt8[np.ndarray, "n H W 3"]) -> Columns:
+        """What the table averages, edit by edit; shares in percent, nan where none."""
+        edits = self.edits
+        each = zip(edits.image, pictures, edits.shape, edits.categories, strict=True)
+        scores = shape_columns(
+            shape_score(source, edited, shape, name, name, self.segmenter, self.detector)
+            for source, edited, shape, name in each
+        )
+        columns = {"KW-mIoU": 100 * scores["kw_miou"], "mIoU": 100 * scores["miou"]}
+        if self.clip is not None:
+            seen = jnp.concatenate([self.embed(part) for part in self._parts(pictures)])
+            columns["CLIP"] = np.asarray(clip_score(seen, self.texts, weight=1.0))
+        columns["background PSNR"] = psnr(pictures, edits.image, ~edits.shape)
+        return columns
+
     def row(
-        self,
-        kind: str,
-        method: str,
-        pictures: UInt8[np.ndarray, "n H W 3"],
+        self, kind: str, method: str, pictures: UInt8[np.ndarray, "n H W 3"], columns: Columns
     ) -> dict[str, Any]:
-        """The row of a method; shares are in percent.
+        """The row of a method; what cannot be told is left out.
 
         Args:
             kind: Whose shapes.
             method: Its name.
             pictures: What it made.
+            columns: What `columns` says of them.
         """
-        edits = self.edits
-        each = zip(edits.image, pictures, edits.shape, edits.categories, strict=True)
-        scores = mean_shape_scores(
-            shape_score(source, edited, shape, name, name, self.segmenter, self.detector)
-            for source, edited, shape, name in each
-        )
         row: dict[str, Any] = {"source": "here", "shape": kind, "method": method}
-        if self.detector is not None:
-            row["KW-mIoU"] = 100 * scores["kw_miou"]
-        row["mIoU"] = 100 * scores["miou"]
-        parts = self._parts(pictures)
+        for name, column in columns.items():
+            # No number where nothing has keypoints, all is object or nothing was changed.
+            known = column[np.isfinite(column)]
+            if known.size:
+                row[name] = float(known.mean())
         if self.features and kind:
-            row["FID"] = frechet_distance(moments(self.features, parts).finish(), self.real)
-        if self.clip is not None:
-            seen: Float[Array, "n e"] = jnp.concatenate([self.embed(part) for part in parts])
-            row["CLIP"] = float(clip_score(seen, self.texts, weight=1.0).mean())
-        row["background PSNR"] = _psnr(pictures[~edits.shape], edits.image[~edits.shape])
+            made = moments(self.features, self._parts(pictures)).finish()
+            row["FID"] = frechet_distance(made, self.real)
         return row
 
     def _parts(self, images: UInt8[np.ndarray, "n H W 3"]) -> list[np.ndarray]:
         return np.split(images, range(self.batch_size, len(images), self.batch_size))
-
-
-def _psnr(made: UInt8[np.ndarray, "..."], real: UInt8[np.ndarray, "..."]) -> float:
-    error = np.square(made.astype(np.float32) - real).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 def _as_pictures(shapes: Bool[np.ndarray, "n H W"]) -> UInt8[np.ndarray, "n H W 3"]:

@@ -81,6 +81,8 @@ def get_config() -> ConfigDict:
         "prediction": "v",
         # The share of examples that are trained without their caption.
         "caption_dropout": 0.1,
+        # The share whose attention loses keys, and the share whose attention to the caption does.
+        "attention_dropout": 0.5,
     }
     # Of the autoencoder's loss: the divergence of the latents from the standard normal, against
     # the squared error, both per value of a picture.

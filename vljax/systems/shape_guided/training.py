@@ -1,5 +1,6 @@
 """How Shape-Guided Diffusion's parts are trained where nothing is published: stages and losses."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from vljax.diffusion.samplers import ddim
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import segmentation_loss
+from vljax.models.conditional_unet import drop_keys
 from vljax.models.noisy_clip import contrastive_loss
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.systems.shape_guided.model import (
@@ -137,18 +139,27 @@ def autoencoder_loss(config: ConfigDict) -> Callable:
 
 
 def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
-    """The denoiser's loss under captions; for `inpaint` it sees the picture without the object."""
+    """The denoiser's loss under captions; for `inpaint` it sees the picture without the object.
+
+    In a share `attention_dropout` of the examples the denoiser's attention loses some of its keys,
+    in another such share its attention to the caption, more or fewer from example to example. Else
+    so small a network relies on the whole of its attention maps, and is at a loss where
+    Inside-Outside Attention takes their greater part.
+    """
     process = make_process(config)
     simple = named_loss("simple")
 
     def loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
-        step_key, noise_key = jax.random.split(key)
+        step_key, noise_key, dropout_key = jax.random.split(key, 3)
         images = to_unit(batch["image"])
         z0 = model.sd.encode(images)
         context = model.sd.embed(batch["tokens"])
-        network: Any = model.sd.unet
+        network: Any
         if inpaint:
             network = inpainting_network(model, images, batch["mask"].astype(jnp.float32))
+        else:
+            dropout = drop_keys(dropout_key, len(z0), config.diffusion.attention_dropout)
+            network = functools.partial(model.sd.unet, control=dropout)
         step = jax.random.randint(step_key, (len(z0),), 0, len(process.schedule))
         noise = jax.random.normal(noise_key, z0.shape)
 

@@ -32,7 +32,7 @@ def as_markdown(results: Mapping[str, Any]) -> str:
     tables = {name: rows for name, rows in results.items() if isinstance(rows, list)}
     rest = flatten({name: value for name, value in results.items() if name not in tables})
     parts = [_table([{"measure": name, "value": value} for name, value in rest.items()])]
-    parts += [f"{name}\n\n{_table(rows)}" for name, rows in tables.items()]
+    parts += [f"{name}\n\n{_table(rows)}" for name, rows in tables.items() if rows]
     return "\n".join(parts)
 
 

@@ -570,6 +570,7 @@ def test_evaluate_makes_rows_of_the_table(tiny, tmp_path):
     table = (tmp_path / "evaluation" / "results.md").read_text()
     assert "| here | given | SDEdit + Shape |" in table
     assert "| paper, table 5.2 | given | Ours | 53.3 |" in table
+    assert "Attention adds" not in table
 
 
 @pytest.mark.slow
@@ -579,6 +580,15 @@ def test_evaluate_makes_the_whole_table(tiny, tmp_path):
     assert len(rows) == 15
     assert results["not made"] == {}
     assert results["reconstruction PSNR"].keys() == {"Ours", "Ours (w/o IOA)"}
+    gains = results["what Inside-Outside Attention adds"]
+    assert [(gain["shape"], gain["column"]) for gain in gains] == [
+        (shape, column)
+        for shape in ("given", "inferred")
+        for column in ("KW-mIoU", "mIoU", "CLIP", "background PSNR")
+    ]
+    given = {row["method"]: row for row in rows if row["shape"] == "given"}
+    expected = given["Ours"]["mIoU"] - given["Ours (w/o IOA)"]["mIoU"]
+    assert gains[1]["difference"] == pytest.approx(expected)
     assert {row["shape"] for row in rows} == {"", "given", "inferred"}
 
 

@@ -128,7 +128,7 @@ def test_all_differences_come_in_one_error(model, tensors, tmp_path):
     assert "ema.two" not in message
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".safetensors.index.json"])
 def test_damage_is_named(model, tensors, tmp_path, suffix):
     file = tmp_path / f"m{suffix}"
     file.write_bytes(b"\x80 not a checkpoint")

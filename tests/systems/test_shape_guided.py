@@ -438,6 +438,13 @@ def test_photographs_are_not_trained_on():
         stages(config)
 
 
+@pytest.mark.parametrize("name", ["caption_dropout", "attention_dropout"])
+def test_a_share_is_from_0_to_1(name):
+    config, _ = parse_config((*TINY, f"--config.diffusion.{name}=1.5"))
+    with pytest.raises(UserError, match=rf"--config.diffusion.{name}=1.5 .* give 0 to 1"):
+        stages(config)
+
+
 @pytest.mark.slow
 def test_the_published_recipe_describes_stable_diffusion():
     config, _ = parse_config(("--config", f"{RECIPE}:DIR"))

@@ -1,4 +1,4 @@
-"""Shape-Guided Diffusion's small recipe, trained to its end: what table 5.2 says (33 minutes)."""
+"""Shape-Guided Diffusion's small recipe, trained to its end: what table 5.2 says (40 minutes)."""
 
 from pathlib import Path
 

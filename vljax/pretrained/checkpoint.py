@@ -172,10 +172,11 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     if (path / "unet").is_dir():
         return {f"{p}.{n}": t for p in _PIPELINE for n, t in read_tensors(path / p).items()}
     path = _locate(path)
-    if path.name.endswith(".index.json"):
-        shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        return {n: t for shard in shards for n, t in read_tensors(path.with_name(shard)).items()}
     try:
+        if path.name.endswith(".index.json"):
+            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+            parts = [read_tensors(path.with_name(shard)) for shard in shards]
+            return {name: tensor for part in parts for name, tensor in part.items()}
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except UserError:
         raise

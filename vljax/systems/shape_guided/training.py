@@ -51,6 +51,9 @@ def stages(config: ConfigDict) -> list[Stage]:
             f"data.name={config.data.name!r}: Shape-Guided Diffusion is not trained on "
             "photographs, give published weights with --config.pretrained.sd=FOLDER"
         )
+    for name in ("caption_dropout", "attention_dropout"):
+        if not 0 <= (share := config.diffusion[name]) <= 1:
+            raise UserError(f"--config.diffusion.{name}={share} is no share: give 0 to 1")
     tokenizer = make_tokenizer(config)
     length = config.model.text_encoder.context_length
     pictures = open_source(config.data, fields=("image", "caption"))

@@ -323,6 +323,8 @@ from vljax.data.scenes import Scenes
 from vljax.data.images import image_transform
 
 if __name__ == "__main__":
+    # What a shell runs in the background ignores it, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     iterator = pipeline.batches(
         Scenes({scenes}), batch_size=8, seed=0, transform=image_transform(32), num_workers=2
     )
@@ -351,7 +353,7 @@ def end_of(process, pids, seconds):
 @pytest.mark.parametrize(
     ("then", "send", "expected"),
     [
-        ("[next(iterator) for _ in range(10**9)]", "SIGINT", {-signal.SIGINT, 130, 1}),
+        ("[next(iterator) for _ in range(10**9)]", "SIGINT", {-signal.SIGINT}),
         ("[next(iterator) for _ in range(10**9)]", "SIGKILL", {-signal.SIGKILL}),
         ("sys.exit(3)", None, {3}),
         (

@@ -143,7 +143,9 @@ def new_tokens():
 
 
 @torch.no_grad()
-def published(networks, picture, shape, *, code, scale, attention=True, noise=None, mixing=0.0):
+def published(
+    networks, picture, shape, *, code, scale, attention=True, noise=None, mixing=0.0, guided=STEPS
+):
     """Algorithm 4 with torch networks; with `code` in the ways of the published code."""
     unet, vae, text = networks
     processor = MaskedProcessor(torch.from_numpy(shape))
@@ -183,12 +185,14 @@ def published(networks, picture, shape, *, code, scale, attention=True, noise=No
         mixed = torch.sin((1 - mixing) * angle) * z + torch.sin(mixing * angle) * other
         z = torch.where(small == 1, mixed / torch.sin(angle), z)
     for i, t in reversed(list(enumerate(times))):
+        guides = STEPS - i <= guided
+        processor.on = attention and guides
         if code:
             processor.strength = float(1 + np.cos(np.pi * (STEPS - 1 - i) / STEPS)) / 2
         conditional, unconditional = unet(z, t, edit).sample, unet(z, t, empty).sample
         prediction = conditional + scale * (conditional - unconditional)
         z = move(z, prediction, kept[t], kept[times[i - 1]] if i else torch.ones(()))
-        z = z * small + inverted[i] * (1 - small)
+        z = z * small + inverted[i] * (1 - small) if guides else z
     return [x.permute(0, 2, 3, 1).numpy() for x in (inverted[0], inverted[-1], z)]
 
 
@@ -222,7 +226,7 @@ def paper():
 
     @jax.jit
     @chex.assert_max_traces(1)
-    def run_generation(model, inverted, shape, keep, edit, scale):
+    def run_generation(model, inverted, shape, keep, edit, scale, shape_until=1.0):
         _, context, empty = embedded(model, edit, edit)
         return generate(
             process(),
@@ -233,6 +237,7 @@ def paper():
             shape[None],
             keep[None],
             guidance_scale=scale,
+            shape_until=shape_until,
         )
 
     return run_inversion, run_generation
@@ -266,6 +271,19 @@ def test_a_whole_edit_is_the_published_algorithm(sd, paper):
         np.asarray(edited)[0][outside], np.asarray(inverted)[0, 0][outside]
     )
     assert np.abs(np.asarray(edited) - np.asarray(inverted)[0])[0][~outside].min() > 0
+
+
+def test_the_shape_may_guide_the_first_steps_only(sd, paper):
+    """Figure 5.7."""
+    networks, model = sd
+    picture, shape = picture_and_shape(0)
+    run_inversion, run_generation = paper
+    inverted = run_inversion(model, picture, shape, SOURCE)
+    edited = run_generation(model, inverted, shape, 1 - shape, EDIT, 3.5, 0.4)
+    expected = published(networks, picture, shape, code=False, scale=3.5, guided=4)[2]
+    np.testing.assert_allclose(edited, expected, atol=1e-3)
+    always = run_generation(model, inverted, shape, 1 - shape, EDIT, 3.5)
+    assert np.abs(np.asarray(edited) - np.asarray(always)).max() > 0.05
 
 
 def test_other_prompts_masks_pictures_and_scales_compile_nothing(sd, paper):

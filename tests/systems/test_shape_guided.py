@@ -190,6 +190,9 @@ def test_edits_compile_once(editing, opened, tmp_path, compilations):
     run("full", photos["plain"], full)
     # The published code's scaling of tokens and mixing of noise.
     run("code", photos["plain"], shape, "--token_scale", "2.5", "--noise_mixing", "0.3")
+    # What lies beyond the shape is only kept while the shape guides.
+    half = run("half", photos["plain"], shape, "--shape_until", "0.5")
+    assert (half[~inside] != read(photos["plain"])[~inside]).any()
     assert compilations() == 0
 
     run("maps", photos["plain"], shape, "--edit_prompt", "a red star", "--attention_maps")
@@ -210,6 +213,8 @@ def test_edits_compile_once(editing, opened, tmp_path, compilations):
         (("--image", "nothing.png"), "nothing.png cannot be read"),
         (("--mask", ""), "the model cannot infer one: give --mask"),
         (("--noise_mixing", "2"), "--noise_mixing=2.0"),
+        (("--shape_until", "-1"), "--shape_until=-1.0: give a share from 0 to 1"),
+        (("--method", "sdedit", "--shape_until", "0.5"), "--shape_until does nothing"),
         (("--method", "inpaint"), "the model cannot inpaint"),
         (("--method", "blended"), "needs CLIP's image tower.*give one with --clip=FOLDER"),
         (("--method", "blended", "--clip", "nothing"), "no checkpoint at nothing"),
@@ -584,13 +589,18 @@ def test_evaluate_makes_rows_of_the_table(tiny, tmp_path):
 def test_evaluate_makes_the_whole_table(tiny, tmp_path):
     """Every method, with given and inferred shapes; minutes of compilation."""
     rows, results = judged(tiny, tmp_path)
-    assert len(rows) == 15
+    assert len(rows) == 17
     assert results["not made"] == {}
     assert results["reconstruction PSNR"].keys() == {"Ours", "Ours (w/o IOA)"}
     gains = results["what Inside-Outside Attention adds"]
-    assert [(gain["shape"], gain["column"]) for gain in gains] == [
-        (shape, column)
-        for shape in ("given", "inferred")
+    assert [(gain["shape"], gain["setting"], gain["column"]) for gain in gains] == [
+        (shape, setting, column)
+        for shape, setting in (
+            ("given", "as in the table"),
+            ("given", "nothing copied"),
+            ("given", "in the first half"),
+            ("inferred", "as in the table"),
+        )
         for column in ("KW-mIoU", "mIoU", "CLIP", "background PSNR")
     ]
     given = {row["method"]: row for row in rows if row["shape"] == "given"}

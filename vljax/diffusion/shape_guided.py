@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vljax.diffusion.editing import Network, guided, keep_from, steps_done
 from vljax.diffusion.process import Process
@@ -80,7 +80,7 @@ def invert(
     Returns:
         The latents by noise level: entry 0 is `z0`, the last one the inverted noise.
     """
-    control = _control(shape, source.shape[1], attention, 1.0, token_scale)
+    control = _control(shape, source.shape[1], attention, (1.0, 1.0), token_scale)
 
     def denoiser(z: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Float[Array, "b h w c"]:
         return network(z, t, source, control=control)
@@ -103,6 +103,7 @@ def generate(
     attention: bool = True,
     token_scale: Float[Array, "#b n"] | float = 1.0,
     self_schedule: StrengthSchedule = "constant",
+    shape_until: Float[Array, ""] | float = 1.0,
     copied: Literal["reached", "left"] = "reached",
     noise: Float[Array, "b h w c"] | None = None,
     noise_mixing: Float[Array, ""] | float = 0.0,
@@ -123,6 +124,8 @@ def generate(
         attention: Whether Inside-Outside Attention acts; False is "Ours (w/o IOA)".
         token_scale: Factor on the attention to each token, see `published_scale`.
         self_schedule: How the mask on self-attention fades over the steps (published code).
+        shape_until: The share of the steps, from the first on, in which the shape guides: by
+            attention, and by what is kept. Afterwards neither does (figure 5.7: 0.5).
         copied: See `keep_from`.
         noise: Standard normal, for `noise_mixing`.
         noise_mixing: Share, by `slerp`, of `noise` in the start inside the shape (published code).
@@ -142,17 +145,22 @@ def generate(
     if jnp.ndim(token_scale) == 2:
         token_scale = jnp.concatenate([jnp.broadcast_to(token_scale, edit.shape[:2])] * 2)
 
+    steps = len(process.schedule)
+    copy = keep_from(inverted, resize_nearest(keep, size, rule="centre"), copied)
+
     def control_at(t: Int[Array, " b"]) -> Control:
-        done = steps_done(process.schedule, t) / len(process.schedule)
-        strength = schedule_strength(self_schedule, done)
+        strength = _strengths(steps, steps_done(process.schedule, t), self_schedule, shape_until)
         return _control(twice, edit.shape[1], attention, strength, token_scale)
+
+    def after_step(step: Int[Array, ""], x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return jnp.where(_guides(steps, steps - 1 - step, shape_until), copy(step, x), x)
 
     return ddim(
         process,
         guided(network, edit, empty, guidance_scale, control_at),
         z_T,
         clip=False,
-        after_step=keep_from(inverted, resize_nearest(keep, size, rule="centre"), copied),
+        after_step=after_step,
         progress=progress,
         trajectory=trajectory,
     )
@@ -214,6 +222,7 @@ def attention_maps(
     attention: bool = True,
     token_scale: Float[Array, "#b n"] | float = 1.0,
     self_schedule: StrengthSchedule = "constant",
+    shape_until: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, "b n h w"]:
     """How much each pixel attends to each token, over heads, layers and steps (figure 5.4).
 
@@ -226,6 +235,7 @@ def attention_maps(
         attention: Whether Inside-Outside Attention acts.
         token_scale: As in `generate`.
         self_schedule: As in `generate`.
+        shape_until: As in `generate`.
 
     Returns:
         The mean maps of the conditional model at the latents' resolution.
@@ -240,8 +250,8 @@ def attention_maps(
 
     def add(total: Array, level: tuple[Array, Array]) -> tuple[Array, None]:
         z, t = level
-        done = steps_done(process.schedule, t[None]) / len(process.schedule)
-        strength = schedule_strength(self_schedule, done)
+        done = steps_done(process.schedule, t[None])
+        strength = _strengths(len(process.schedule), done, self_schedule, shape_until)
         control = _control(shape, tokens, attention, strength, token_scale, record=cross)
         _, records = observed(z, jnp.full(z.shape[:1], t), prompt, control=control)
         maps = []
@@ -256,11 +266,29 @@ def attention_maps(
     return lax.scan(add, start, levels)[0] / len(process.schedule)
 
 
+def _guides(
+    steps: int, done: Int[Array, ""], shape_until: Float[Array, ""] | float
+) -> Bool[Array, ""]:
+    """Whether the shape guides a step that comes after so many of them."""
+    return done < jnp.round(shape_until * steps)
+
+
+def _strengths(
+    steps: int,
+    done: Int[Array, ""],
+    self_schedule: StrengthSchedule,
+    shape_until: Float[Array, ""] | float,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """How strongly self- and cross-attention are masked after so many steps."""
+    guides = _guides(steps, done, shape_until).astype(jnp.float32)
+    return guides * schedule_strength(self_schedule, done / steps), guides
+
+
 def _control(
     shape: Float[Array, "#b H W"],
     tokens: int,
     attention: bool,
-    strength: Float[Array, ""] | float,
+    strength: tuple[Float[Array, ""] | float, Float[Array, ""] | float],
     token_scale: Float[Array, "#b n"] | float,
     record: Callable[[Place], bool] | None = None,
 ) -> Control:
@@ -269,10 +297,11 @@ def _control(
         return plain
     return inside_outside(
         shape,
-        strength=strength if attention else 0.0,
+        strength=strength[0] if attention else 0.0,
         split=token_split(tokens) if attention else None,
         tokens=tokens,
         token_scale=token_scale,
+        token_strength=strength[1],
         rule="centre",
         record=record or (lambda place: False),
     )

@@ -98,6 +98,7 @@ def inside_outside(
     split: tuple[int, int] | None = SPLIT,
     tokens: int = TOKENS,
     token_scale: Float[Array, "#b tokens"] | float = 1.0,
+    token_strength: Float[Array, ""] | float = 1.0,
     rule: Literal["corner", "centre"] = "corner",
     record: Callable[[Place], bool] = lambda place: False,
 ) -> Control:
@@ -111,6 +112,7 @@ def inside_outside(
             leaves cross-attention as it is.
         tokens: Length of the context.
         token_scale: Factor on each token's column, see `token_mask`; may differ by example.
+        token_strength: Of the mask on cross-attention, see `token_mask`.
         rule: See `resize_nearest`.
         record: Says at which places the masked maps of all heads are handed out, [b heads n m]
             float32.
@@ -122,7 +124,9 @@ def inside_outside(
         if place.kind == "self":
             mask = pixel_mask(here, strength)
         elif split is not None:
-            mask = token_mask(here, split=split, tokens=tokens, scale=token_scale)
+            mask = token_mask(
+                here, split=split, tokens=tokens, scale=token_scale, strength=token_strength
+            )
         else:
             weights = inside_outside_weights(query, key) if record(place) else None
             return attention(query, key, value), weights

@@ -71,6 +71,7 @@ def token_mask(
     split: tuple[int, int] = SPLIT,
     tokens: int = TOKENS,
     scale: Float[Array, " tokens"] | float = 1.0,
+    strength: Float[Array, ""] | float = 1.0,
 ) -> SideMask:
     """The mask of cross-attention: tokens act on their own side (algorithm 3, line 2).
 
@@ -82,6 +83,7 @@ def token_mask(
         tokens: Length of the context.
         scale: Factor on each token's column. The published code takes 2.5 for tokens that are
             new in the edit prompt and 1 for the others (2.5 for all during inversion).
+        strength: s: the mask is (M − 1) s + 1; 1 is algorithm 3, 0 plain attention.
 
     Raises:
         UserError: the parts do not fit into the context.
@@ -95,7 +97,8 @@ def token_mask(
     index = np.arange(tokens)
     of_inside = jnp.asarray((index >= 1) & (index <= inside), jnp.float32)
     of_outside = jnp.asarray((index > inside) & (index <= inside + outside), jnp.float32)
-    return SideMask(shape.astype(jnp.float32), of_inside[None] * scale, of_outside[None] * scale)
+    inner, outer = (1.0 + strength * (part[None] * scale - 1.0) for part in (of_inside, of_outside))
+    return SideMask(shape.astype(jnp.float32), inner, outer)
 
 
 def schedule_strength(

@@ -34,7 +34,6 @@ from vljax.models.clip import CLIP
 from vljax.systems.shape_guided.model import (
     INVERTING,
     METHODS,
-    OURS,
     Settings,
     ShapeGuided,
     Wish,
@@ -59,12 +58,14 @@ class Row(NamedTuple):
         kind: Whose shapes, "given" or "inferred".
         method: Of `METHODS`.
         copies: Whether the background is copied.
+        half: Whether the shape guides in the first half of the steps only (figure 5.7).
         idle: Whether nothing is to change; then without guidance, too.
     """
 
     kind: str
     method: str
     copies: bool
+    half: bool = False
     idle: bool = False
 
     @property
@@ -73,9 +74,16 @@ class Row(NamedTuple):
         name = _NAMES[self.method]
         if self.method in ("sdedit", "prompt_to_prompt") and self.copies:
             name += " + Shape"
+        return f"{name}, {self.setting}" if self.setting else name
+
+    @property
+    def setting(self) -> str:
+        """What is not as in the paper's table."""
         if self.idle:
-            return f"{name}, nothing to change"
-        return name if self.copies else f"{name}, nothing copied"
+            return "nothing to change"
+        if self.half:
+            return "in the first half"
+        return "" if self.copies else "nothing copied"
 
 
 _ROWS = (
@@ -89,6 +97,8 @@ _ROWS = (
     Row("given", "without_ioa", copies=False),
     Row("given", "shape_guided", copies=True),
     Row("given", "shape_guided", copies=False),
+    Row("given", "without_ioa", copies=True, half=True),
+    Row("given", "shape_guided", copies=True, half=True),
     Row("inferred", "prompt_to_prompt", copies=False),
     Row("inferred", "prompt_to_prompt", copies=True),
     Row("inferred", "without_ioa", copies=True),
@@ -96,7 +106,9 @@ _ROWS = (
 )
 """The rows of the table that are made here."""
 
-_IDLE_ROWS = tuple(Row("given", method, copies=False, idle=True) for method in reversed(OURS))
+_IDLE_ROWS = tuple(
+    Row("given", method, copies=False, idle=True) for method in ("shape_guided", "without_ioa")
+)
 
 _NAMES = {
     "blended": "Blended Diffusion",
@@ -223,9 +235,7 @@ def evaluate(
             *PAPER,
         ],
         "what Inside-Outside Attention adds": [
-            gain
-            for kind in shapes
-            for gain in _gains(kind, *(columns.get(Row(kind, m, copies=True)) for m in OURS))
+            gain for row in columns if row.method == "shape_guided" for gain in _gains(row, columns)
         ],
     }
 
@@ -316,6 +326,7 @@ def _make_rows(
                 keep="outside" if row.copies else "nothing",
                 token_scale=args.token_scale,
                 guidance_scale=scale,
+                shape_until=0.5 if row.half else 1.0,
                 seeds=[args.seed + int(i) for i in chosen],
             )
             known = None
@@ -332,16 +343,18 @@ def _make_rows(
 Columns = dict[str, Float[np.ndarray, " n"]]
 
 
-def _gains(kind: str, ours: Columns | None, plain: Columns | None) -> Iterator[dict[str, Any]]:
-    """Mean differences over the edits, with their standard errors; none where one is missing."""
-    if ours is None or plain is None:
+def _gains(row: Row, columns: Mapping[Row, Columns]) -> Iterator[dict[str, Any]]:
+    """Mean differences from the row without attention, over the edits, with standard errors."""
+    plain = columns.get(row._replace(method="without_ioa"))
+    if plain is None:
         return
-    for name in ours:
-        difference = ours[name] - plain[name]
+    for name, ours in columns[row].items():
+        difference = ours - plain[name]
         known = difference[np.isfinite(difference)]
         if known.size > 1:
             yield {
-                "shape": kind,
+                "shape": row.kind,
+                "setting": row.setting or "as in the table",
                 "column": name,
                 "difference": float(known.mean()),
                 "standard error": float(known.std(ddof=1) / np.sqrt(known.size)),

@@ -215,6 +215,7 @@ class Request(NamedTuple):
         edit_scale: The same in the generation.
         guidance_scale: w_g.
         noise_mixing: Share of fresh noise inside the shape.
+        shape_until: The share of the steps in which the shape guides.
         seeds: One per picture.
         mapping: For Prompt-to-Prompt, how the tokens of the prompts correspond.
     """
@@ -227,6 +228,7 @@ class Request(NamedTuple):
     edit_scale: Float[Array, "b n"]
     guidance_scale: Float[Array, ""]
     noise_mixing: Float[Array, ""]
+    shape_until: Float[Array, ""]
     seeds: Int[Array, " b"]
     mapping: TokenMap
 
@@ -307,6 +309,7 @@ def make_request(
     token_scale: float = 1.0,
     guidance_scale: float = shape_guided.GUIDANCE_SCALE,
     noise_mixing: float = 0.0,
+    shape_until: float = 1.0,
     seeds: Sequence[int] | None = None,
     reweight: Mapping[str, float] | None = None,
 ) -> Request:
@@ -322,6 +325,8 @@ def make_request(
         token_scale: The published code's factor on new tokens; 1 follows the paper.
         guidance_scale: w_g.
         noise_mixing: Share of fresh noise inside the shape (published code).
+        shape_until: The share of the steps, from the first on, in which the shape guides our
+            method (figure 5.7).
         seeds: One per picture; 0, 1, … by default.
         reweight: For Prompt-to-Prompt, factors on the attention to words of the edit prompts.
 
@@ -354,6 +359,7 @@ def make_request(
         edit_scale=jnp.asarray(np.stack(scales)),
         guidance_scale=jnp.float32(guidance_scale),
         noise_mixing=jnp.float32(noise_mixing),
+        shape_until=jnp.float32(shape_until),
         seeds=jnp.asarray(seeds, jnp.int32),
         mapping=TokenMap(*(jnp.asarray(np.stack(parts)) for parts in zip(*maps, strict=True))),
     )
@@ -545,6 +551,7 @@ def _generate(
         attention=attention,
         token_scale=request.edit_scale,
         self_schedule=self_schedule,
+        shape_until=request.shape_until,
         copied=copied,
         noise=_noise(request, inverted.shape[2:]),
         noise_mixing=request.noise_mixing,
@@ -700,4 +707,5 @@ def attention_maps(
         attention=attention,
         token_scale=request.edit_scale,
         self_schedule=self_schedule,
+        shape_until=request.shape_until,
     )

@@ -53,6 +53,7 @@ _ONLY_FOR: dict[str, tuple[Any, tuple[str, ...]]] = {
     "token_scale": (1.0, ("shape_guided",)),
     "self_schedule": ("constant", ("shape_guided",)),
     "noise_mixing": (0.0, OURS),
+    "shape_until": (1.0, OURS),
     "published_levels": (False, OURS),
     "attention_maps": (False, OURS),
     "reweight": (None, ("prompt_to_prompt",)),
@@ -101,6 +102,12 @@ def add_generate_flags(parser: argparse.ArgumentParser) -> None:
         "--noise_mixing", type=float, default=0.0, help="fresh noise inside, 0 to 1"
     )
     parser.add_argument(
+        "--shape_until",
+        type=float,
+        default=1.0,
+        help="share of the steps in which the shape guides, 0 to 1 (figure 5.7: 0.5)",
+    )
+    parser.add_argument(
         "--published_levels", action="store_true", help="copy the levels that the code copies"
     )
     parser.add_argument(
@@ -132,8 +139,9 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
     for flag in ("image", "source_prompt"):
         if not getattr(args, flag):
             raise UserError(f"--{flag} is missing: give the photograph and what is in the shape")
-    if not 0 <= args.noise_mixing <= 1:
-        raise UserError(f"--noise_mixing={args.noise_mixing}: give a share from 0 to 1")
+    for flag in ("noise_mixing", "shape_until"):
+        if not 0 <= (share := getattr(args, flag)) <= 1:
+            raise UserError(f"--{flag}={share}: give a share from 0 to 1")
     for flag, (default, methods) in _ONLY_FOR.items():
         if getattr(args, flag) != default and args.method not in methods:
             raise UserError(
@@ -179,6 +187,7 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
         token_scale=args.token_scale,
         guidance_scale=scale,
         noise_mixing=args.noise_mixing,
+        shape_until=args.shape_until,
         seeds=[args.seed],
         reweight=_factors(args.reweight or ()),
     )
@@ -199,7 +208,9 @@ def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, o
 
     told = {"edit_prompt": wish.edit, "edit_background": wish.edit_outside, "keep": keep}
     told |= {"method": args.method, "seed": str(args.seed), "guidance_scale": str(scale)}
-    write_png(out / "edited.png", to_photo_size(photo, shape, edited, keep), told)
+    # Where the shape guided for a while only, what lies beyond it may have changed as well.
+    stays = keep if args.shape_until == 1 else "nothing"
+    write_png(out / "edited.png", to_photo_size(photo, shape, edited, stays), told)
     mask = np.broadcast_to(np.uint8(255) * small[..., None], image.shape)
     sheet = contact_sheet([("before, shape, after", np.stack([image, mask, edited]))])
     write_png(out / "sheet.png", sheet, told)

@@ -1,10 +1,12 @@
-"""Shape-Guided Diffusion's small recipe, trained to its end: what table 5.2 says (40 minutes)."""
+"""Shape-Guided Diffusion's small recipe, trained to its end: what table 5.2 says (30 minutes)."""
 
 from pathlib import Path
 
 import pytest
 
 CONFIG = Path(__file__).parents[2] / "configs" / "shape_guided_coco.py"
+
+OURS = ("Ours", "Ours (w/o IOA)")
 
 pytestmark = pytest.mark.slow
 
@@ -18,26 +20,26 @@ def results(learn, tmp_path_factory):
     return {(row["shape"], row["method"]): row for row in rows}, results["reconstruction PSNR"]
 
 
-@pytest.mark.parametrize("shape", ["given", "inferred"])
-def test_shapes_are_kept_and_texts_heeded(results, shape):
+@pytest.mark.parametrize("row", ["given", "inferred", "given, in the first half"])
+def test_shapes_are_kept_and_texts_heeded(results, row):
     """Where the background is copied; the paper's shapes are better with attention than without.
 
-    Here seeds differ by more than that: by -7 to 5 in mIoU, with a standard error of 3.5 each.
+    Here by 2 to 8 in mIoU over three seeds, with a standard error of 3 each: what is refused is
+    attention that does harm. Copied for half of the steps is figure 5.7.
     """
-    with_ioa, without = (results[0][shape, name] for name in ("Ours", "Ours (w/o IOA)"))
-    assert with_ioa["mIoU"] > max(50, without["mIoU"] - 12)
-    assert with_ioa["KW-mIoU"] > max(45, without["KW-mIoU"] - 12)
-    assert with_ioa["CLIP"] > without["CLIP"] - 0.08
+    shape = row.partition(",")[0]
+    with_ioa, without = (results[0][shape, f"{name}{row[len(shape) :]}"] for name in OURS)
+    assert with_ioa["mIoU"] > max(50, without["mIoU"] - 5)
+    assert with_ioa["KW-mIoU"] > max(45, without["KW-mIoU"] - 6)
+    assert with_ioa["CLIP"] > without["CLIP"] - 0.05
     assert with_ioa["CLIP"] > results[0]["", "Real images"]["CLIP"] + 0.2
 
 
 def test_nothing_need_be_copied(results):
     """Where no background is copied back, object and surroundings stay in place far better."""
-    with_ioa, without = (
-        results[0]["given", f"{name}, nothing copied"] for name in ("Ours", "Ours (w/o IOA)")
-    )
+    with_ioa, without = (results[0]["given", f"{name}, nothing copied"] for name in OURS)
     assert with_ioa["background PSNR"] > without["background PSNR"] + 3
-    assert with_ioa["mIoU"] > without["mIoU"] + 20
+    assert with_ioa["mIoU"] > without["mIoU"] + 12
 
 
 def test_every_baseline_is_there(results):
@@ -52,10 +54,12 @@ def test_every_baseline_is_there(results):
         "Ours (w/o IOA), nothing copied",
         "Ours",
         "Ours, nothing copied",
+        "Ours (w/o IOA), in the first half",
+        "Ours, in the first half",
     }
 
 
 def test_pictures_are_found_again(results):
-    with_ioa, without = (results[1][name] for name in ("Ours", "Ours (w/o IOA)"))
+    with_ioa, without = (results[1][name] for name in OURS)
     assert with_ioa > 25
     assert without > 25

@@ -105,16 +105,17 @@ def get_config() -> ConfigDict:
     config.stages = {
         "clip": stage(64, 400, name="muon", learning_rate=3e-3),
         "autoencoder": stage(16, 1000, ema_decay=0.99, learning_rate=3e-3),
-        "diffusion": denoiser(1500),
-        "inpaint": denoiser(700),
+        "diffusion": denoiser(3000),
+        "inpaint": denoiser(500),
         "segmenter": stage(32, 400, name="muon", learning_rate=3e-3),
     }
     config.pretrained = {"sd": "", "inpaint": ""}
     # How a picture is inverted and generated; the captions drawn during training likewise.
-    # Guidance scales are w of cond + w·(cond − uncond).
+    # Guidance scales are w of cond + w·(cond − uncond). More than 1 makes so small a model heed the
+    # text no better, and its objects fade into the background.
     config.samples = {
         "steps": "leading50",
-        "guidance_scale": 3.5,
+        "guidance_scale": 1.0,
         "baseline_guidance_scale": 2.0,
         "count": 12,
     }

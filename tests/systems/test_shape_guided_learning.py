@@ -20,15 +20,16 @@ def results(learn, tmp_path_factory):
     return {(row["shape"], row["method"]): row for row in rows}, results["reconstruction PSNR"]
 
 
-@pytest.mark.parametrize("row", ["given", "inferred", "given, in the first half"])
-def test_shapes_are_kept_and_texts_heeded(results, row):
+@pytest.mark.parametrize(
+    ("shape", "setting"), [("given", ""), ("inferred", ""), ("given", ", in the first half")]
+)
+def test_shapes_are_kept_and_texts_heeded(results, shape, setting):
     """Where the background is copied; the paper's shapes are better with attention than without.
 
-    Here by 2 to 8 in mIoU over three seeds, with a standard error of 3 each: what is refused is
-    attention that does harm. Copied for half of the steps is figure 5.7.
+    Here by 2 to 14 in mIoU over three seeds (inferred shapes 0 to 13), with a standard error of 3
+    each: what is refused is attention that does harm. The first half alone is figure 5.7.
     """
-    shape = row.partition(",")[0]
-    with_ioa, without = (results[0][shape, f"{name}{row[len(shape) :]}"] for name in OURS)
+    with_ioa, without = (results[0][shape, name + setting] for name in OURS)
     assert with_ioa["mIoU"] > max(50, without["mIoU"] - 5)
     assert with_ioa["KW-mIoU"] > max(45, without["KW-mIoU"] - 6)
     assert with_ioa["CLIP"] > without["CLIP"] - 0.05

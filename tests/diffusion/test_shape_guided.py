@@ -226,7 +226,7 @@ def paper():
 
     @jax.jit
     @chex.assert_max_traces(1)
-    def run_generation(model, inverted, shape, keep, edit, scale, shape_until=1.0):
+    def run_generation(model, inverted, shape, keep, edit, scale, shape_until):
         _, context, empty = embedded(model, edit, edit)
         return generate(
             process(),
@@ -256,7 +256,7 @@ def test_a_whole_edit_is_the_published_algorithm(sd, paper):
     picture, shape = picture_and_shape(0)
     run_inversion, run_generation = paper
     inverted = run_inversion(model, picture, shape, SOURCE)
-    edited = run_generation(model, inverted, shape, 1 - shape, EDIT, 3.5)
+    edited = run_generation(model, inverted, shape, 1 - shape, EDIT, 3.5, 1.0)
     z0, z_T, expected = published(networks, picture, shape, code=False, scale=3.5)
     np.testing.assert_allclose(inverted[0], z0, atol=1e-5)
     np.testing.assert_allclose(inverted[-1], z_T, atol=1e-3)
@@ -282,7 +282,7 @@ def test_the_shape_may_guide_the_first_steps_only(sd, paper):
     edited = run_generation(model, inverted, shape, 1 - shape, EDIT, 3.5, 0.4)
     expected = published(networks, picture, shape, code=False, scale=3.5, guided=4)[2]
     np.testing.assert_allclose(edited, expected, atol=1e-3)
-    always = run_generation(model, inverted, shape, 1 - shape, EDIT, 3.5)
+    always = run_generation(model, inverted, shape, 1 - shape, EDIT, 3.5, 1.0)
     assert np.abs(np.asarray(edited) - np.asarray(always)).max() > 0.05
 
 
@@ -293,14 +293,14 @@ def test_other_prompts_masks_pictures_and_scales_compile_nothing(sd, paper):
     picture, shape = picture_and_shape(1)
     inverted = run_inversion(model, picture, shape, (row(1), row()))
     for keep in (1 - shape, shape, np.zeros_like(shape)):
-        other = run_generation(model, inverted, shape, keep, (row(8, 9), row(3)), 7.0)
+        other = run_generation(model, inverted, shape, keep, (row(8, 9), row(3)), 7.0, 1.0)
         small = keep[1::2, 1::2] == 1
         source = np.asarray(inverted)[0, 0]
         np.testing.assert_array_equal(np.asarray(other)[0][small], source[small])
         assert (np.asarray(other)[0][~small] != source[~small]).any(-1).all()
     # All inside and all outside are shapes too.
     for full in (np.ones_like(shape), np.zeros_like(shape)):
-        assert np.isfinite(run_generation(model, inverted, full, 1 - full, EDIT, 3.5)).all()
+        assert np.isfinite(run_generation(model, inverted, full, 1 - full, EDIT, 3.5, 0.5)).all()
 
 
 def test_the_ways_of_the_published_code_are_named_options(sd):
@@ -376,7 +376,7 @@ def test_reconstruction_with_the_source_prompt_and_no_guidance(sd, paper):
 
     def psnr(scale):
         nothing = np.zeros_like(shape)
-        again = run_generation(model, inverted, shape, nothing, SOURCE, scale)
+        again = run_generation(model, inverted, shape, nothing, SOURCE, scale, 1.0)
         pixels, truth = (np.asarray(decode(model, z)) for z in (again, inverted[0]))
         return 10 * np.log10(4.0 / np.square(pixels - truth).mean())
 

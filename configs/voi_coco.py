@@ -2,7 +2,7 @@
 
 `--config configs/voi_coco.py` alone trains a small model on the captions of embedded scenes, their
 objects being the regions; `--config configs/voi_coco.py:DIR` runs the published setting on the
-captions in DIR and a detector's regions of every picture (see `vljax.data.captions`).
+captions in DIR and a detector's regions of every picture (see `vljax.data.text.captions`).
 """
 
 from ml_collections import ConfigDict

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from vljax.data import pipeline
-from vljax.data.images import image_transform
+from vljax.data.pictures.images import image_transform
+from vljax.data.pictures.sources import ImageFolder
 from vljax.data.scenes import Scenes
-from vljax.data.sources import ImageFolder
 
 pytestmark = pytest.mark.benchmark
 

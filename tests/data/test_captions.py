@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vljax.data.captions import (
+from vljax.data.pictures.images import decode_image, write_png
+from vljax.data.pictures.sources import CorruptExampleError
+from vljax.data.scenes import Scenes, boxes, captions
+from vljax.data.text.captions import (
     CELL,
     GRID,
     SCENE_FEATURES,
@@ -19,9 +22,6 @@ from vljax.data.captions import (
     open_scene_captions,
     scene_regions,
 )
-from vljax.data.images import decode_image, write_png
-from vljax.data.scenes import Scenes, boxes, captions
-from vljax.data.sources import CorruptExampleError
 from vljax.errors import UserError
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vljax.data import images
+from vljax.data.pictures import images
 from vljax.errors import UserError
 
 

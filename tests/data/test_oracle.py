@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from vljax.data.oracle import (
+from vljax.data.scenes import CLASSES, COLOURS, SHAPES, Scenes, boxes, render
+from vljax.data.scenes.oracle import (
     Detection,
     class_coordinates,
     class_vector,
@@ -19,7 +20,6 @@ from vljax.data.oracle import (
     summary,
     truth,
 )
-from vljax.data.scenes import CLASSES, COLOURS, SHAPES, Scenes, boxes, render
 from vljax.errors import UserError
 
 SINGLE = {"min_objects": 1, "max_objects": 1}

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vljax.data import pipeline
-from vljax.data.sources import CorruptExampleError
+from vljax.data.pictures.sources import CorruptExampleError
 from vljax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -320,7 +320,7 @@ import numpy as np
 import multiprocessing
 from vljax.data import pipeline
 from vljax.data.scenes import Scenes
-from vljax.data.images import image_transform
+from vljax.data.pictures.images import image_transform
 
 if __name__ == "__main__":
     # What a shell runs in the background ignores it, and so would all that it starts.

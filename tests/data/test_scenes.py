@@ -34,7 +34,7 @@ from vljax.data.scenes import (
     render,
     words,
 )
-from vljax.data.world import KEYPOINTS, PALETTE, Draws, place_name, visibility
+from vljax.data.scenes.world import KEYPOINTS, PALETTE, Draws, place_name, visibility
 from vljax.errors import UserError
 
 SOURCE = Scenes(size=300, seed=11)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vljax.data import pipeline, sources
-from vljax.data.images import decode_image, image_transform
+from vljax.data import pipeline
+from vljax.data.pictures import sources
+from vljax.data.pictures.images import decode_image, image_transform
 from vljax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -302,9 +303,9 @@ import pathlib, pickle, sys
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from vljax.data.images import image_transform
+from vljax.data.pictures.images import image_transform
 from vljax.data import pipeline
-from vljax.data.sources import CorruptExampleError, Tfds
+from vljax.data.pictures.sources import CorruptExampleError, Tfds
 from vljax.errors import UserError
 
 folder = sys.argv[1]

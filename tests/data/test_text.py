@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vljax.data import text as text_module
+from vljax.data.pictures.sources import Source
 from vljax.data.pipeline import batches
 from vljax.data.scenes import VOCABULARY
-from vljax.data.sources import Source
 from vljax.data.text import (
     END,
     PAD,
@@ -24,7 +23,8 @@ from vljax.data.text import (
     open_text,
     pad_text,
 )
-from vljax.data.vocabulary import Words
+from vljax.data.text import corpus as text_module
+from vljax.data.text.vocabulary import Words
 from vljax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -415,7 +415,7 @@ for builder in (Gigaword(data_dir=folder, file_format="array_record"),
                 Wmt16Translate(config="ro-en", data_dir=folder, file_format="array_record")):
     builder.download_and_prepare()
 
-from vljax.data import text
+from vljax.data.text import corpus as text
 from vljax.data.text import UNKNOWN, open_text, pad_text
 from vljax.data.pipeline import batches
 from vljax.errors import UserError

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vljax.data.tokenizers import END, START, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import END, START, open_tokenizer, train_tokenizer
 from vljax.errors import UserError
 
 MERGES = Path(__file__).parents[2] / "../shared/data/clip/bpe_simple_vocab_16e6.txt.gz"
@@ -159,7 +159,8 @@ def test_training_is_deterministic_and_survives_files_and_processes(small, tmp_p
 def test_every_process_trains_the_same_tokenizer():
     """The trainer's tables are ordered differently in each; many pairs here are equally common."""
     program = (
-        "from vljax.data.scenes import Scenes; from vljax.data.tokenizers import train_tokenizer;"
+        "from vljax.data.scenes import Scenes;"
+        "from vljax.data.text.tokenizers import train_tokenizer;"
         "scenes = Scenes(fields=('captions',), size=1000, max_objects=1, sizes=('large',));"
         "texts = [caption for scene in scenes for caption in scene['captions']];"
         "print(train_tokenizer(texts, 768)(texts, 40).tolist())"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vljax.data.vocabulary import (
+from vljax.data.text.vocabulary import (
     END,
     MARKS,
     PAD,

@@ -11,10 +11,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from vljax import pretrained
+from vljax.data.pictures.shape_prompts import named_object
 from vljax.data.scenes import Scenes
-from vljax.data.shape_prompts import named_object
-from vljax.data.tokenizers import train_tokenizer
-from vljax.data.world import CLASSES
+from vljax.data.scenes.world import CLASSES
+from vljax.data.text.tokenizers import train_tokenizer
 from vljax.errors import UserError
 from vljax.models.clipseg import (
     PIXEL_MEAN,

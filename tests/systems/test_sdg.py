@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from vljax import evaluate, generate, train
-from vljax.data.face_instructions import face_instructions
 from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.parameters import named_parameters
 from vljax.pretrained import read_tensors
 from vljax.systems import sdg
+from vljax.systems.sdg.face_instructions import face_instructions
 from vljax.systems.sdg.judge import attribute_accuracy
 from vljax.systems.sdg.training import stages, start_noisy_clip
 from vljax.training.optimizer import learning_rate, learning_rate_factors

@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from vljax import evaluate, generate, pretrained, train
+from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.scenes import VOCABULARY
-from vljax.data.shape_prompts import ShapePrompts
-from vljax.data.tokenizers import open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import open_tokenizer, train_tokenizer
 from vljax.doors import open_run, parse_config
 from vljax.errors import UserError
 from vljax.models.clip import CLIP, PUBLISHED

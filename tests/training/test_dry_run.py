@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vljax import train
-from vljax.data.images import write_png
+from vljax.data.pictures.images import write_png
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vljax.data.pictures.sources import ImageFolder, Lsun, Source, Tfds
 from vljax.data.scenes import Scenes
-from vljax.data.sources import ImageFolder, Lsun, Source, Tfds
 from vljax.errors import UserError
 
 

@@ -33,8 +33,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int64
 
-from vljax.data.images import Transform
-from vljax.data.sources import CorruptExampleError, Source
+from vljax.data.pictures.images import Transform
+from vljax.data.pictures.sources import CorruptExampleError, Source
 from vljax.errors import UserError
 
 OnCorrupt = Literal["stop", "skip"]
@@ -129,7 +129,7 @@ def batches(
     """The training batches of one process, for ever or to a number.
 
     Args:
-        source: Examples; `vljax.data.sources` or `vljax.data.scenes`.
+        source: Examples; `vljax.data.pictures.sources` or `vljax.data.scenes`.
         batch_size: Examples in a global batch, over all processes.
         seed: Decides the order and all augmentation.
         transform: `transform(example, rng) -> example`. Its array and number fields are stacked
@@ -405,7 +405,7 @@ def _stack(rows: list[dict[str, Any]]) -> Batch:
             shown = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
             raise UserError(
                 f"field {name!r} has shapes {shown} in one batch; let the transform give it one "
-                "shape (vljax.data.images.image_transform does for images) or leave it out"
+                "shape (vljax.data.pictures.images.image_transform does for images) or leave it out"
             )
         batch[name] = np.stack(values)
     return batch

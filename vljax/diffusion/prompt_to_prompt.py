@@ -66,7 +66,7 @@ def replacement(tokenize: Tokenize, source: str, edit: str, tokens: int) -> Toke
     ones over the number of new ones. Tokens beyond the end correspond in order.
 
     Args:
-        tokenize: Texts and a length to tokens, as `vljax.data.tokenizers.Tokenizer`.
+        tokenize: Texts and a length to tokens, as `vljax.data.text.tokenizers.Tokenizer`.
         source: The source prompt.
         edit: The edit prompt, of as many words.
         tokens: Length of the context.

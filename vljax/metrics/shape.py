@@ -31,8 +31,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from vljax.data.oracle import Detection, detect
-from vljax.data.world import COLOURS, MAX_KEYPOINTS, SHAPES, boxes_of
+from vljax.data.scenes.oracle import Detection, detect
+from vljax.data.scenes.world import COLOURS, MAX_KEYPOINTS, SHAPES, boxes_of
 from vljax.errors import UserError
 
 Picture = UInt8[np.ndarray, "h w 3"]

@@ -18,7 +18,7 @@ Every score is in percent and for the whole corpus, and is the field's own progr
 matches: the one is smoothed, the other next to 0.
 
 COCO's server splits words with a Java program and drops punctuation first. Here texts count as
-they are given: split with `vljax.data.captions.caption_words`.
+they are given: split with `vljax.data.text.captions.caption_words`.
 """
 
 import importlib.util

@@ -391,7 +391,7 @@ def segmentation_loss(
     Args:
         model: The model.
         batch: `image` uint8 [b s s 3], `tokens` int [b n] and `mask` bool [b s s], the pixels that
-            the text names (see `vljax.data.shape_prompts.named_object`).
+            the text names (see `vljax.data.pictures.shape_prompts.named_object`).
 
     Returns:
         The mean over pixels, and `iou`: the mean overlap of the masks at probability 1/2 with the
@@ -421,7 +421,7 @@ def infer_shape(
 
     Args:
         model: The model.
-        tokenizer: Texts and a length to tokens, see `vljax.data.tokenizers`.
+        tokenizer: Texts and a length to tokens, see `vljax.data.text.tokenizers`.
         picture: Any size.
         text: What to look for, such as the source prompt.
         threshold: Least probability of a pixel that belongs to it, between 0 and 1.

@@ -31,7 +31,7 @@ from rich.progress import (
 from tensorboardX import SummaryWriter
 
 from vljax.config import flatten, to_json
-from vljax.data.images import write_png
+from vljax.data.pictures.images import write_png
 from vljax.errors import UserError
 
 # What may change when a run is resumed: nothing here changes the parameters it ends with.

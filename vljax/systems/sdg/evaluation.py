@@ -12,10 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from vljax.data import oracle
 from vljax.data.datasets import Span, open_source
-from vljax.data.face_instructions import face_instructions
-from vljax.data.images import (
+from vljax.data.pictures.images import (
     contact_sheet,
     image_grid,
     image_transform,
@@ -23,9 +21,9 @@ from vljax.data.images import (
     write_png,
 )
 from vljax.data.pipeline import epoch
-from vljax.data.scenes import prompt
-from vljax.data.tokenizers import Tokenizer
-from vljax.data.world import COLOURS, SHAPES
+from vljax.data.scenes import oracle, prompt
+from vljax.data.scenes.world import COLOURS, SHAPES
+from vljax.data.text.tokenizers import Tokenizer
 from vljax.diffusion.likelihood import bits_per_dimension
 from vljax.diffusion.noise import example_keys
 from vljax.diffusion.pixels import to_unit
@@ -36,6 +34,7 @@ from vljax.metrics.frechet import inception_features
 from vljax.models.clip import CLIP
 from vljax.models.perceptual import LPIPS
 from vljax.pretrained import load
+from vljax.systems.sdg.face_instructions import face_instructions
 from vljax.systems.sdg.judge import PAPER, Judge
 from vljax.systems.sdg.model import (
     SDG,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from vljax.data import oracle
+from vljax.data.scenes import oracle
 from vljax.metrics.diversity import Distance, diversity, embedding_distance
 from vljax.metrics.frechet import Moments, frechet_distance, moments
 from vljax.metrics.retrieval import (

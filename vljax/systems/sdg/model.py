@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.scenes import Scenes
-from vljax.data.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
 from vljax.diffusion import guidance as guiding
 from vljax.diffusion.noise import example_keys, start_noise
 from vljax.diffusion.pixels import to_pixels, to_unit

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.datasets import open_source
-from vljax.data.images import contact_sheet, image_grid, image_transform
+from vljax.data.pictures.images import contact_sheet, image_grid, image_transform
 from vljax.data.scenes import prompt
 from vljax.diffusion.losses import named_loss
 from vljax.diffusion.noise import example_keys

@@ -8,7 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from vljax.data.images import contact_sheet, image_grid, read_image, resize_and_crop, write_png
+from vljax.data.pictures.images import (
+    contact_sheet,
+    image_grid,
+    read_image,
+    resize_and_crop,
+    write_png,
+)
 from vljax.errors import UserError
 from vljax.systems.sdg.model import (
     ASPECTS,

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from vljax.data.images import contact_sheet, write_png
+from vljax.data.pictures.images import contact_sheet, write_png
+from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.scenes import SHAPES, Scenes, words
-from vljax.data.shape_prompts import ShapePrompts
 from vljax.diffusion.pixels import to_unit
 from vljax.errors import UserError
 from vljax.metrics.frechet import frechet_distance, inception_features, moments

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.scenes import VOCABULARY
-from vljax.data.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
 from vljax.diffusion import shape_guided
 from vljax.diffusion.editing import (
     blended_diffusion,

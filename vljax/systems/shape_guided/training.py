@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.datasets import open_source
-from vljax.data.images import image_grid
-from vljax.data.shape_prompts import named_object
-from vljax.data.tokenizers import Tokenizer
+from vljax.data.pictures.images import image_grid
+from vljax.data.pictures.shape_prompts import named_object
+from vljax.data.text.tokenizers import Tokenizer
 from vljax.diffusion.editing import guided
 from vljax.diffusion.losses import named_loss
 from vljax.diffusion.noise import example_keys, start_noise

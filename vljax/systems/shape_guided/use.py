@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from vljax import pretrained
-from vljax.data.images import contact_sheet, read_image, write_png
-from vljax.data.tokenizers import Tokenizer, open_tokenizer
+from vljax.data.pictures.images import contact_sheet, read_image, write_png
+from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
 from vljax.diffusion.progress import progress_bar
 from vljax.diffusion.shape_guided import token_split
 from vljax.errors import UserError

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vljax.data.datasets import Span
-from vljax.data.images import write_png
+from vljax.data.pictures.images import write_png
 from vljax.data.text import Text
 from vljax.errors import UserError
 from vljax.metrics import order as order_metrics

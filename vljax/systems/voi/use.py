@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from vljax.data.datasets import Span
-from vljax.data.images import write_png
+from vljax.data.pictures.images import write_png
 from vljax.data.pipeline import epoch
 from vljax.data.text import Text, Vocabulary, pad_text
 from vljax.errors import UserError

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import lmdb
 import numpy as np
 
-from vljax.data.images import decode_image
+from vljax.data.pictures.images import decode_image
 from vljax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -355,8 +355,8 @@ def open_prepared(
 class Tfds:
     """The pictures of a data set that TensorFlow Datasets has prepared; see `open_prepared`.
 
-    They are decoded by `vljax.data.images`, whatever their number of channels; further features
-    (labels, text) come as tensorflow-datasets gives them.
+    They are decoded by `vljax.data.pictures.images`, whatever their number of channels; further
+    features (labels, text) come as tensorflow-datasets gives them.
 
     Args:
         name: Name, or `name/config:version`, of the data set.

@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 from pycocotools import mask as rle_tools
 
-from vljax.data.images import Transform, decode_image
-from vljax.data.sources import CorruptExampleError
-from vljax.data.world import CLASSES
+from vljax.data.pictures.images import Transform, decode_image
+from vljax.data.pictures.sources import CorruptExampleError
+from vljax.data.scenes.world import CLASSES
 from vljax.errors import UserError
 
 #: Objects smaller or larger than these shares of the picture are left out of the benchmark.
@@ -303,7 +303,7 @@ def named_object(
     """The transform from a scene to a text that names one of its objects and that object's mask.
 
     Args:
-        tokenizer: Texts and a length to tokens (`vljax.data.tokenizers`).
+        tokenizer: Texts and a length to tokens (`vljax.data.text.tokenizers`).
         length: Tokens of each text.
         absent: How often the text names an object that is not there, whose mask is empty (the
             paper's negative samples, Lüddecke & Ecker 2022, section 4).

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vljax.data.world import (
+from vljax.data.scenes.world import (
     CLASSES,
     COLOURS,
     EDGE,
@@ -63,7 +63,7 @@ class Detection:
         colour: one of `COLOURS`.
         box: x0, y0, x1, y1 in pixels, ends excluded, tight around `mask`.
         mask: the visible pixels.
-        keypoints: `(x, y, flag)` in pixels, as in `vljax.data.world.place_keypoints`.
+        keypoints: `(x, y, flag)` in pixels, as in `vljax.data.scenes.world.place_keypoints`.
         centre: place of the whole object (x, y) in pixels, hidden parts included.
         radius: its radius in pixels.
         visible: share of its extent that is in sight, 0 to 1.

@@ -15,7 +15,7 @@ Optional:
 data.eval_split       evaluation split; by default 'val' (scenes), 'val2017' (coco), 'dev' (django)
                       or 'validation' (gigaword, wmt16)
 data.vocabulary       file of a vocabulary (see `open_vocabulary`) instead of one learnt here
-data.features         coco: 'regions' (default) or 'pixels', see `vljax.data.captions`
+data.features         coco: 'regions' (default) or 'pixels', see `vljax.data.text.captions`
 data.scenes           scenes: arguments of `vljax.data.scenes.Scenes`
 ```
 
@@ -24,7 +24,7 @@ Gigaword's 3.8 million pairs that takes a quarter of an hour; it is kept in
 `$XDG_CACHE_HOME/vljax` (by default `~/.cache/vljax`).
 
 Django and captions are written in whole words, Gigaword and WMT16 in pieces (byte-pair encoding);
-see `vljax.data.vocabulary`. Source and target share the vocabulary.
+see `vljax.data.text.vocabulary`. Source and target share the vocabulary.
 
 A *corpus* gives the raw texts of a published format, `open_text` the token ids of a corpus,
 `pad_text` the arrays of one shape that a network takes.
@@ -48,16 +48,16 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from rich.progress import track
 
-from vljax.data.captions import (
+from vljax.data.pictures.images import Transform
+from vljax.data.pictures.sources import CorruptExampleError, open_prepared
+from vljax.data.scenes import VOCABULARY
+from vljax.data.text.captions import (
     CocoCaptions,
     SceneCaptions,
     open_coco,
     open_scene_captions,
 )
-from vljax.data.images import Transform
-from vljax.data.scenes import VOCABULARY
-from vljax.data.sources import CorruptExampleError, open_prepared
-from vljax.data.vocabulary import (
+from vljax.data.text.vocabulary import (
     END,
     MARKS,
     PAD,

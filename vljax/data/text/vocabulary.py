@@ -2,7 +2,7 @@
 
 Entries 0 to 3 of every vocabulary are `PAD`, `START`, `END` and `UNKNOWN`. Texts in languages with
 endless words are written in pieces (byte-pair encoding), of which nothing is unknown. CLIP has
-tokens of its own: `vljax.data.tokenizers`.
+tokens of its own: `vljax.data.text.tokenizers`.
 """
 
 import abc
@@ -20,7 +20,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from vljax.data.captions import caption_words
+from vljax.data.text.captions import caption_words
 from vljax.errors import UserError
 
 PAD, START, END, UNKNOWN = range(4)

@@ -1,10 +1,11 @@
 """Scenes: the embedded data set, made on the fly from a seed and an index.
 
 `Scenes` is a random-access source of examples, each a small world of coloured shapes
-(`vljax.data.world`) with everything that a system learns from or is judged by: its picture, masks,
-boxes and keypoints; captions; a question with its answer, justification and evidence; the dialogue
-that builds it object by object; a request to edit it. The words are pure functions of a scene:
-`captions`, `question_answer`, `dialogue`, `edit_requests`. What they say is true of the picture.
+(`vljax.data.scenes.world`) with everything that a system learns from or is judged by: its picture,
+masks, boxes and keypoints; captions; a question with its answer, justification and evidence; the
+dialogue that builds it object by object; a request to edit it. The words are pure functions of a
+scene: `captions`, `question_answer`, `dialogue`, `edit_requests`. What they say is true of the
+picture.
 
 An example depends on `(seed, split, index)` and the arguments that shape the world, never on the
 process, the machine or the order of reading.
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vljax.data.world import (
+from vljax.data.scenes.world import (
     BACKGROUNDS,
     CLASSES,
     COLOURS,

@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from vljax.data.images import decode_image
+from vljax.data.pictures.images import decode_image
+from vljax.data.pictures.sources import IMAGE_SUFFIXES, CorruptExampleError
 from vljax.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -34,8 +35,7 @@ from vljax.data.scenes import (
     captions,
     render,
 )
-from vljax.data.sources import IMAGE_SUFFIXES, CorruptExampleError
-from vljax.data.world import Draws
+from vljax.data.scenes.world import Draws
 from vljax.errors import UserError
 
 #: Cells along each side of the grid, and pixels along each side of a cell, of `"pixels"`.

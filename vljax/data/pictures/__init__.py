@@ -1,0 +1,1 @@
+"""Pictures: reading and drawing them, and the published formats that hold them."""

@@ -1,0 +1,188 @@
+"""Requests: what a person asks of a trained system, and how a command line or a form asks it.
+
+A request is a frozen dataclass whose fields are made by `option`; each carries its type, default,
+range and help. `add_flags` and `from_flags` make a command line of it. Judging options are requests
+too.
+
+```
+@dataclass(frozen=True)
+class Request:
+    prompt: str | None = option(None, help="a text that the pictures should fit")
+    image: Picture | None = option(None, help="a picture whose content they should have")
+    num_images: int = option(16, low=1, help="how many pictures")
+    sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples.sampler")
+```
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vljax.errors import UserError
+
+#: A picture that a person gives: a file, or pixels (uint8 [h w 3]). Masks are pictures.
+Picture = str | os.PathLike[str] | np.ndarray
+#: A file or folder that a person names: published weights, features, texts.
+File = typing.NewType("File", str)
+
+R = TypeVar("R")
+
+
+def option(
+    default: Any,
+    *,
+    help: str,  # noqa: A002
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    metavar: str | None = None,
+    repeat: bool = False,
+) -> Any:
+    """A field of a request.
+
+    Args:
+        default: What it is where a person says nothing.
+        help: What it does, for `--help` and the form; a few words.
+        choices: The values that it may take.
+        low: The least value.
+        high: The greatest value.
+        metavar: What stands for the value in `--help`.
+        repeat: Of a tuple: whether a command line repeats the flag for each value, instead of
+            giving all values after one.
+    """
+    told = {"help": help, "choices": tuple(choices), "low": low, "high": high}
+    told |= {"metavar": metavar, "repeat": repeat}
+    return dataclasses.field(default=default, metadata=told)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A field of a request as doors see it.
+
+    Attributes:
+        name: Of the field and of its flag.
+        type: `bool`, `int`, `float`, `str`, `Picture` or `File`.
+        many: Whether the value is a tuple of these.
+        default: What it is where a person says nothing.
+        help: What it does.
+        choices: The values that it may take, or none for any.
+        low: The least value, or None.
+        high: The greatest value, or None.
+        metavar: What stands for the value in `--help`, or None.
+        repeat: Whether a command line repeats the flag for each of many values.
+    """
+
+    name: str
+    type: Any
+    many: bool
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    low: float | None
+    high: float | None
+    metavar: str | None
+    repeat: bool
+
+
+def options(request: type) -> list[Option]:
+    """The fields of a request, in their order.
+
+    Raises:
+        TypeError: a field is not made by `option`, or has a type that no flag can have.
+    """
+    hints = typing.get_type_hints(request)
+    found = []
+    for field in dataclasses.fields(request):
+        if "help" not in field.metadata:
+            raise TypeError(f"{request.__name__}.{field.name} is not made by `option`")
+        kind, many = _plain(hints[field.name])
+        if kind not in (bool, int, float, str, Picture, File):
+            raise TypeError(f"{request.__name__}.{field.name}: no flag has the type {kind}")
+        found.append(
+            Option(name=field.name, type=kind, many=many, default=field.default, **field.metadata)
+        )
+    return found
+
+
+def _plain(hint: Any) -> tuple[Any, bool]:
+    """A type hint without `| None` and `tuple[…, ...]`, and whether it was the latter."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) and hint != Picture:
+        rest = [one for one in typing.get_args(hint) if one is not types.NoneType]
+        hint = rest[0] if len(rest) == 1 else Picture
+    if typing.get_origin(hint) is tuple:
+        return _plain(typing.get_args(hint)[0])[0], True
+    return hint, False
+
+
+def add_flags(parser: argparse.ArgumentParser, request: type) -> None:
+    """A flag for each field of a request, with its name."""
+    for one in options(request):
+        told: dict[str, Any] = {"help": one.help.replace("%", "%%")}
+        if one.type is bool:
+            parser.add_argument(f"--{one.name}", action="store_true", **told)
+            continue
+        told["default"] = one.default
+        if one.choices:
+            told["choices"] = one.choices
+        else:
+            told["metavar"] = one.metavar or ("FILE" if one.type in (Picture, File) else None)
+        if one.type in (int, float):
+            told["type"] = one.type
+        if one.many:
+            told |= {"action": "append", "default": None} if one.repeat else {"nargs": "+"}
+        parser.add_argument(f"--{one.name}", **told)
+
+
+def from_flags(request: type[R], flags: argparse.Namespace) -> R:
+    """The request that a parsed command line makes, checked.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    values = {}
+    for one in options(request):
+        value = getattr(flags, one.name)
+        if one.many:
+            value = one.default if value is None else tuple(value)
+        values[one.name] = value
+    made = request(**values)
+    check(made)
+    return made
+
+
+def check(request: Any) -> None:
+    """Refuse numbers that are out of their range or not finite, and values that are no choice.
+
+    Raises:
+        UserError: there is such a value.
+    """
+    for one in options(type(request)):
+        given = getattr(request, one.name)
+        for value in given if one.many and given is not None else (given,):
+            if value is None:
+                continue
+            if one.choices and value not in one.choices:
+                raise UserError(f"--{one.name}={value}: choose one of {', '.join(one.choices)}")
+            if one.type not in (int, float):
+                continue
+            if not math.isfinite(value):
+                raise UserError(f"--{one.name}={value}: give a finite number")
+            low = -math.inf if one.low is None else one.low
+            high = math.inf if one.high is None else one.high
+            if not low <= value <= high:
+                raise UserError(f"--{one.name}={value}: give {_range(one)}")
+
+
+def _range(one: Option) -> str:
+    if one.high is None:
+        return f"{one.low:g} or more"
+    if one.low is None:
+        return f"{one.high:g} or less"
+    return f"a number from {one.low:g} to {one.high:g}"

@@ -22,3 +22,15 @@ def compilations():
 
     yield count
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def quick_to_compile():
+    """XLA without its optimizations: for programs that run once or twice, compiling is the cost.
+
+    Ask for it with `pytest.mark.usefixtures`, not where the optimised program is what is tested.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

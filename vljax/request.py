@@ -38,7 +38,7 @@ R = TypeVar("R")
 def option(
     default: Any,
     *,
-    help: str,  # noqa: A002
+    help: str,
     choices: Sequence[str] = (),
     low: float | None = None,
     high: float | None = None,

@@ -1,6 +1,7 @@
 """Decoding, resizing, tiling and writing of pictures."""
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -300,3 +301,45 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         images.write_png(path, picture(8, 8, seed=1))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_is_a_file_or_pixels(tmp_path):
+    rgb, alpha = picture(20, 30), picture(20, 30, seed=1)[..., 0]
+    rgba = np.dstack([rgb, alpha])
+    for name, pixels in (("rgb.png", rgb), ("rgba.png", rgba), ("grey.png", alpha)):
+        path = tmp_path / name
+        path.write_bytes(encode(pixels))
+        for read in (images.read_image, images.read_rgba):
+            np.testing.assert_array_equal(read(pixels), read(path))
+            np.testing.assert_array_equal(read(pixels), read(str(path)))
+        np.testing.assert_array_equal(
+            images.on_white(images.read_rgba(path)), images.decode_image(path.read_bytes())
+        )
+    np.testing.assert_array_equal(images.read_rgba(rgba), rgba)
+    assert (images.read_rgba(rgb)[..., 3] == 255).all()
+
+
+def test_transparency_is_read_where_a_file_has_it(tmp_path):
+    path = tmp_path / "keyed.png"
+    path.write_bytes(encode(np.array([[0, 9]], np.uint8), transparency=9))
+    assert images.read_rgba(path)[0, :, 3].tolist() == [255, 0]
+    deep = Image.fromarray(np.array([[0, 600]], np.uint16))
+    deep.save(path, transparency=600)
+    assert images.read_rgba(path)[0, :, 3].tolist() == [255, 0]
+    assert images.read_image(path)[0, :, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "float32 [4, 4, 3]"),
+        (np.zeros((4, 4, 2), np.uint8), "uint8 [4, 4, 2]"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "uint8 [2, 4, 4, 3]"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros(7, np.uint8), "uint8 [7]"),
+    ],
+)
+def test_pixels_that_are_no_picture_are_refused(pixels, told):
+    for read in (images.read_image, images.read_rgba):
+        with pytest.raises(UserError, match=re.escape(told)):
+            read(pixels)

@@ -28,6 +28,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from vljax.errors import UserError
+from vljax.request import Picture
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -48,10 +49,15 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
             checksums, so any damage shows; damage inside a JPEG's or WebP's compressed data can
             decode to wrong pixels without any sign.
     """
+    return on_white(_decode(data))
+
+
+def _decode(data: bytes) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of a file: RGB, or RGBA where it has transparency."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.array(_coloured(ImageOps.exif_transpose(image)))
     except Exception as error:  # Pillow raises nearly every built-in exception on damaged files.
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
@@ -59,36 +65,73 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         raise ValueError(reason) from error
 
 
-def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes a picture file that a person named.
+def _coloured(image: Image.Image) -> Image.Image:
+    """Converts any Pillow mode to RGB, or to RGBA where something may be transparent."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        colours = Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        if "transparency" in image.info:
+            opaque = grey != image.info["transparency"]
+            colours.putalpha(Image.fromarray(np.uint8(255) * opaque))
+        return colours
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # A transparent entry of a grey or colour picture becomes alpha only through RGBA.
+        return image if image.mode == "RGBA" else image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_image(picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a picture that a person gives, on white where it is transparent.
+
+    Args:
+        picture: A PNG, JPEG or WebP file, or pixels: uint8 [h w], [h w 3] or [h w 4] (RGBA).
 
     Raises:
-        UserError: There is no such file, or it is no readable picture.
+        UserError: There is no such file, it is no readable picture, or the array is none.
     """
-    path = Path(path)
+    return on_white(_read(picture))
+
+
+def read_rgba(picture: Picture) -> UInt8[np.ndarray, "h w 4"]:
+    """As `read_image`, with the transparency: 255 where it is opaque, as all of a JPEG.
+
+    Of both, `on_white(read_rgba(picture))` is `read_image(picture)`, decoded once.
+    """
+    pixels = _read(picture)
+    if pixels.shape[2] == 4:
+        return pixels
+    return np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], axis=-1)
+
+
+def on_white(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Lays RGBA on white; RGB stays as it is."""
+    if pixels.shape[2] == 3:
+        return pixels
+    picture = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return np.array(Image.alpha_composite(white, picture).convert("RGB"))
+
+
+def _read(picture: Picture) -> UInt8[np.ndarray, "h w c"]:
+    if isinstance(picture, np.ndarray):
+        pixels = picture[..., None].repeat(3, -1) if picture.ndim == 2 else picture
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+            raise UserError(
+                f"a picture of {picture.dtype} {list(picture.shape)}: give uint8 [h, w], [h, w, 3] "
+                "or [h, w, 4], or a file"
+            )
+        if not pixels.size:
+            raise UserError(f"a picture of {list(picture.shape)} has no pixels: give another")
+        return pixels
+    path = Path(picture)
     try:
-        return decode_image(path.read_bytes())
+        return _decode(path.read_bytes())
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): give a PNG, JPEG or WebP file"
         ) from error
     except ValueError as error:
         raise UserError(f"{path}: {error}; give a PNG, JPEG or WebP file") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any Pillow mode to RGB as the module's docstring says."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        if "transparency" in image.info:
-            grey = np.where(grey == image.info["transparency"], 65535, grey)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        # A transparent entry of a grey or colour picture becomes alpha only through RGBA.
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize_and_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from vljax import files
 from vljax.errors import UserError
 
 
@@ -43,7 +44,7 @@ def get_base_config(system: str) -> ConfigDict:
             # Trace so many steps with the profiler, from this step of the run on.
             "profile": {"start": 10, "steps": 0},
             # Where compiled programs are kept between runs; empty for nowhere.
-            "compilation_cache": "~/.cache/vljax",
+            "compilation_cache": files.CACHE,
         }
     )
 

@@ -18,6 +18,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vljax import files
 from vljax.config import flatten, from_workdir, load_system
 from vljax.errors import RunError, UserError
 from vljax.training import weights
@@ -164,7 +165,7 @@ def start_jax(config: ConfigDict, distributed: bool) -> None:
     """
     _quieten_storage()
     if config.compilation_cache:
-        folder = Path(config.compilation_cache).expanduser()
+        folder = files.expanded(config.compilation_cache)
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if coordinator := os.environ.get("VLJAX_COORDINATOR"):
         jax.distributed.initialize(

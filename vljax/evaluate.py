@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vljax import files
 from vljax.config import flatten
 from vljax.doors import door, open_run
-from vljax.training.workdir import write_atomically
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,9 +20,9 @@ def main(argv: Sequence[str]) -> int:
     """
     run = open_run(argv, "vljax.evaluate", __doc__, folder="evaluation")
     results = run.system.evaluate(run.model, run.config, run.args, run.out)
-    write_atomically(run.out / "results.json", json.dumps(results, indent=1) + "\n")
+    files.write(run.out / "results.json", json.dumps(results, indent=1) + "\n")
     table = as_markdown(results)
-    write_atomically(run.out / "results.md", table)
+    files.write(run.out / "results.md", table)
     print(f"{table}\nresults: {run.out}")
     return 0
 

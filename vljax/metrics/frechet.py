@@ -14,7 +14,6 @@ import functools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
+from vljax import files
 from vljax.diffusion.pixels import to_unit
 from vljax.errors import RunError, UserError
 from vljax.models.inception import InceptionV3
@@ -66,12 +66,8 @@ class Gaussian:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write what `read` reads; `path` ends in `.npz`."""
-        partial = Path(path).with_name(f".{Path(path).stem}.partial.npz")
-        try:
-            np.savez(partial, mu=self.mean, sigma=self.covariance)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with files.replacing(path) as partial, partial.open("wb") as file:
+            np.savez(file, mu=self.mean, sigma=self.covariance)
 
 
 @dataclass(frozen=True)

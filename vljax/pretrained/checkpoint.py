@@ -13,6 +13,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from vljax import files
 from vljax.errors import RunError, UserError
 from vljax.models.parameters import named_parameters, variables, with_parameters
 
@@ -130,18 +131,11 @@ def write_tensors(
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=dict(metadata or {}))
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with files.replacing(path) as partial:
+            save_file(tensors, partial, metadata=dict(metadata or {}))
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} could not be written ({error}): make room and try again") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def from_published(tensor: np.ndarray, variable: nnx.Variable) -> np.ndarray:

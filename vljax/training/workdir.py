@@ -30,26 +30,13 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+from vljax import files
 from vljax.config import flatten, to_json
 from vljax.data.pictures.images import write_png
 from vljax.errors import UserError
 
 # What may change when a run is resumed: nothing here changes the parameters it ends with.
 FREE_FIELDS = ("log", "checkpoint", "profile", "compilation_cache", "data.workers", "mesh")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Workdir:
@@ -76,7 +63,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--workdir={path} cannot be made ({error}): give another") from error
-        write_atomically(self.path / "config.json", to_json(config))
+        files.write(self.path / "config.json", to_json(config))
         self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), flush_secs=10)
         self._metrics = (self.path / "metrics.jsonl").open("a")
 
@@ -130,7 +117,7 @@ class Workdir:
                 continue
             if record["stage"] != stage or record["step"] <= step:
                 kept.append(line)
-        write_atomically(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+        files.write(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
         self._metrics = (self.path / "metrics.jsonl").open("a")
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:

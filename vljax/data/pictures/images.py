@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
+from vljax import files
 from vljax.errors import UserError
 from vljax.request import Picture
 
@@ -277,13 +278,5 @@ def write_png(
     text = PngImagePlugin.PngInfo()
     for name, value in (metadata or {}).items():
         text.add_itxt(name, value)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=text)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as partial, partial.open("wb") as file:
+        Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=text)

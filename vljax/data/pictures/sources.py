@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import lmdb
 import numpy as np
 
+from vljax import files
 from vljax.data.pictures.images import decode_image
 from vljax.errors import UserError
 
@@ -268,8 +269,7 @@ def _key_list_places(path: str) -> list[str]:
     status = os.stat(os.path.join(path, "data.mdb"))
     identity = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
     name = f"vljax-keys-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]}.npy"
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [os.path.join(path, name), os.path.join(cache, "vljax", name)]
+    return [os.path.join(path, name), str(files.cache_folder() / name)]
 
 
 def _load_keys(place: str, path: str) -> np.ndarray | None:
@@ -282,15 +282,10 @@ def _load_keys(place: str, path: str) -> np.ndarray | None:
 
 
 def _save_keys(place: str, keys: np.ndarray) -> bool:
-    temporary = f"{place}.{os.getpid()}.tmp"
     try:
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        with open(temporary, "wb") as file:
+        with files.replacing(place) as partial, partial.open("wb") as file:
             np.save(file, keys, allow_pickle=False)
-        os.replace(temporary, place)
     except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         return False
     return True
 

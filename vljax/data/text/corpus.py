@@ -48,6 +48,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from rich.progress import track
 
+from vljax import files
 from vljax.data.pictures.images import Transform
 from vljax.data.pictures.sources import CorruptExampleError, open_prepared
 from vljax.data.scenes import VOCABULARY
@@ -69,7 +70,6 @@ from vljax.data.text.vocabulary import (
     learn_words,
     open_vocabulary,
     spaced_words,
-    write_whole,
 )
 from vljax.errors import UserError
 
@@ -535,7 +535,7 @@ def _survey(
         lengths, counts = _measure(corpus, vocabulary)
     packed = io.BytesIO()
     np.savez(packed, lengths=lengths, counts=counts)
-    _keep(lambda: write_whole(file, packed.getvalue()))
+    _keep(lambda: files.write(file, packed.getvalue()))
     return lengths, counts
 
 
@@ -556,8 +556,8 @@ def _measure(
 
 
 def _cached(kind: str, told: str, suffix: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache, "vljax", f"{kind}-{hashlib.sha256(told.encode()).hexdigest()[:16]}{suffix}")
+    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+    return files.cache_folder() / f"{kind}-{digest}{suffix}"
 
 
 def _keep(save: Callable[[], object]) -> None:

@@ -19,6 +19,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from vljax import files
 from vljax.errors import UserError
 
 START = "<|startoftext|>"
@@ -105,11 +106,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `tokenizer.json`, which `open_tokenizer` and Hugging Face's libraries read."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(self._backend.to_str(), encoding="utf-8")
-        partial.replace(path)
+        files.write(path, self._backend.to_str())
 
 
 def open_tokenizer(path: str | os.PathLike) -> Tokenizer:

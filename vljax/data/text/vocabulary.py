@@ -20,6 +20,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from vljax import files
 from vljax.data.text.captions import caption_words
 from vljax.errors import UserError
 
@@ -58,7 +59,7 @@ class Vocabulary(abc.ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the entries and frequencies as JSON, for `open_vocabulary`."""
         told = {**self._entries(), "frequencies": self.frequencies.tolist()}
-        write_whole(Path(path), json.dumps(told, ensure_ascii=False).encode("utf-8"))
+        files.write(path, json.dumps(told, ensure_ascii=False))
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -280,14 +281,3 @@ def open_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
             f"data.vocabulary={str(path)!r} cannot be read ({reason}): give a file that "
             "Vocabulary.save wrote, a tokenizer.json, or a list of words"
         ) from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that other processes see whole or not at all, and the folders to it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""Files appear whole or not at all; what can be made again lies where users keep such things."""
+
+import os
+
+import pytest
+
+from vljax import config, files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_texts_and_bytes_replace_what_was_there(tmp_path):
+    place = tmp_path / "made" / "a.txt"
+    files.write(place, "Käse\n")
+    assert place.read_bytes() == "Käse\n".encode()
+    files.write(str(place), b"\x00\xff")
+    assert place.read_bytes() == b"\x00\xff"
+    assert names(place.parent) == ["a.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
+    place = tmp_path / "a.txt"
+    files.write(place, "old")
+
+    def stopped():
+        with files.replacing(place) as partial:
+            partial.write_text("ne")
+            assert place.read_text() == "old"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert place.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_file_takes_its_name_after_it_lies_on_the_disk(tmp_path, monkeypatch):
+    place, seen = tmp_path / "a.txt", []
+
+    def fsync(number):
+        seen.append((os.readlink(f"/proc/self/fd/{number}"), place.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with files.replacing(place) as partial:
+        partial.write_text("new")
+    assert seen == [(str(partial), False)]
+    assert place.read_text() == "new"
+
+
+def test_the_cache_lies_where_the_user_keeps_caches(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    programs = config.get_base_config("sdg").compilation_cache
+    for folder in (files.cache_folder(), files.expanded(programs)):
+        assert folder == tmp_path / ".cache" / "vljax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    for folder in (files.cache_folder(), files.expanded(programs)):
+        assert folder == tmp_path / "elsewhere" / "vljax"
+    # What older workdirs say.
+    assert files.expanded("~/.cache/vljax") == tmp_path / ".cache" / "vljax"

@@ -1,0 +1,53 @@
+"""Files that are whole or absent, and the folder for what can be made again."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# As configs name it; unset, the variable stands for ~/.cache (XDG Base Directory Specification).
+CACHE = "$XDG_CACHE_HOME/vljax"
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """The name under which to write a file beside `path`; it takes that name once it is whole.
+
+    Others, in whatever process, see the old file or the new one, never a part, even after the
+    power failed. Folders to it are made. When the block raises, nothing is left of the new file.
+
+    Raises:
+        OSError: there is no room, or no right to write there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes that write the same file at the same time must not share its parts.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file as `replacing` does, text as UTF-8.
+
+    Raises:
+        OSError: there is no room, or no right to write there.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """A path with `~` and `$XDG_CACHE_HOME` written out."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.fspath(path).replace("$XDG_CACHE_HOME", cache)).expanduser()
+
+
+def cache_folder() -> Path:
+    """Where vljax keeps what it can make again: indexes, counts, vocabularies, programs."""
+    return expanded(CACHE)

@@ -9,8 +9,6 @@ import scipy.ndimage
 from vljax.data.scenes import CLASSES, COLOURS, SHAPES, Scenes, boxes, render
 from vljax.data.scenes.oracle import (
     Detection,
-    class_coordinates,
-    class_vector,
     connected_components,
     detect,
     mask_iou,
@@ -20,6 +18,7 @@ from vljax.data.scenes.oracle import (
     summary,
     truth,
 )
+from vljax.data.scenes.world import class_coordinates, class_vector
 from vljax.errors import UserError
 
 SINGLE = {"min_objects": 1, "max_objects": 1}
@@ -172,8 +171,10 @@ def test_truth_is_the_scene():
         scene = source.scene(i)
         meant = truth(scene, 64)
         np.testing.assert_array_equal(np.stack([a.box for a in meant]), boxes(scene, 64))
-        np.testing.assert_array_equal(class_vector(meant), example["class_vector"])
-        np.testing.assert_allclose(class_coordinates(meant), example["coordinates"], rtol=1e-6)
+        labels = [one.label for one in meant]
+        np.testing.assert_array_equal(class_vector(labels), example["class_vector"])
+        places = class_coordinates(labels, [one.centre for one in meant])
+        np.testing.assert_allclose(places, example["coordinates"], rtol=1e-6)
         perfect = score(meant, meant)
         assert (perfect.precision, perfect.recall, perfect.f1) == (1, 1, 1)
 
@@ -203,7 +204,7 @@ def test_scores_count_what_agrees():
     assert score([], []).f1 == 1
     means = mean_score([score([near], meant), score([], meant)])
     assert means == pytest.approx({"precision": 0.5, "recall": 0.25, "f1": 1 / 3})
-    assert list(np.flatnonzero(class_vector([near]))) == [CLASSES.index("red circle")]
+    assert near.label == CLASSES.index("red circle")
     assert mask_iou(near.mask, meant[0].mask) == pytest.approx(6 / 10)
     assert mask_iou(near.mask & False, near.mask & False) == 0
 

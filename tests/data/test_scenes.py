@@ -34,7 +34,9 @@ from vljax.data.scenes import (
     render,
     words,
 )
-from vljax.data.scenes.world import KEYPOINTS, PALETTE, Draws, place_name, visibility
+from vljax.data.scenes.draws import Draws
+from vljax.data.scenes.shapes import KEYPOINTS
+from vljax.data.scenes.world import PALETTE, place_name, visibility
 from vljax.errors import UserError
 
 SOURCE = Scenes(size=300, seed=11)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vljax.data.scenes import Scenes
-from vljax.data.scenes.world import COLOURS, SHAPES, masks, render
+from vljax.data.scenes.shapes import SHAPES
+from vljax.data.scenes.world import COLOURS, masks, render
 from vljax.errors import UserError
 from vljax.metrics.shape import (
     ShapeScore,

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats
 
-from vljax.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from vljax.data.scenes import PARTS_OF_SPEECH
 from vljax.errors import UserError
 
 Orders = Int[np.ndarray, "*b n"]
@@ -111,21 +111,8 @@ def generation_steps(orders: Orders, lengths: Int[np.ndarray, "*b"] | None = Non
 
 # -------------------------------------------------------------------------- parts of speech
 
-_SCENE_WORDS = {
-    "adjective": " ".join((*COLOURS, *SIZES, *BACKGROUNDS, "round")),
-    "noun": " ".join(SHAPES)
-    + " photo picture object objects background color shape area center top bottom left right"
-    + " front corners tips arms notch",
-    "numeral": "one two three four five",
-    "verb": "is are has covers add draw put",
-    "adverb": "only how many yes",
-    "pronoun": "there what",
-    "determiner": "a the no",
-    "adposition": "of on at with in above below behind around",
-    "conjunction": "and or because",
-    "punctuation": ", . ?",
-}
-_LEXICON = {word: part for part, words in _SCENE_WORDS.items() for word in words.split()}
+_LEXICON = {word: part for part, words in PARTS_OF_SPEECH.items() for word in words}
+_LEXICON |= dict.fromkeys(",.?", "punctuation")
 
 CONTENT = ("noun", "adjective", "numeral", "verb", "adverb")
 FUNCTION = ("determiner", "adposition", "conjunction", "pronoun", "particle", "punctuation")

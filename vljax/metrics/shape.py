@@ -24,15 +24,16 @@ Both networks are arguments. On scenes the oracle plays both: `oracle_segmenter`
 `oracle_keypoints`. The table's CLIP column is `vljax.metrics.retrieval.clip_score` with weight 1.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from vljax.data.scenes import words
 from vljax.data.scenes.oracle import Detection, detect
-from vljax.data.scenes.world import COLOURS, MAX_KEYPOINTS, SHAPES, boxes_of
+from vljax.data.scenes.shapes import MAX_KEYPOINTS, SHAPES
+from vljax.data.scenes.world import COLOURS, boxes_of
 from vljax.errors import UserError
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -191,8 +192,8 @@ def oracle_keypoints(picture: Picture, name: str, mask: Mask) -> Float[np.ndarra
 
 
 def _named(picture: Picture, name: str) -> list[Detection]:
-    words = set(re.findall("[a-z]+", name.lower()))
-    shapes, colours = words & set(SHAPES), words & set(COLOURS)
+    said = set(words(name))
+    shapes, colours = said & set(SHAPES), said & set(COLOURS)
     if not shapes and not colours:
         raise UserError(
             f"{name!r} names no object of a scene: give one of {', '.join(SHAPES)} or a colour"

@@ -21,19 +21,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from vljax.data.scenes.shapes import SHAPES, place_keypoints, signed_distance
 from vljax.data.scenes.world import (
-    CLASSES,
     COLOURS,
     EDGE,
     PALETTE,
-    SHAPES,
     Scene,
     boxes_of,
     class_index,
     keypoints,
     masks,
-    place_keypoints,
-    signed_distance,
     visibility,
 )
 from vljax.errors import UserError
@@ -540,22 +537,6 @@ def mean_score(scores: Iterable[Score]) -> dict[str, float]:
     rows = [(one.precision, one.recall, one.f1) for one in scores]
     means = np.mean(rows, axis=0) if rows else np.full(3, np.nan)
     return dict(zip(("precision", "recall", "f1"), map(float, means), strict=True))
-
-
-def class_vector(detections: Iterable[Detection]) -> Bool[np.ndarray, " classes"]:
-    """Which of `CLASSES` were found."""
-    present = np.zeros(len(CLASSES), bool)
-    for detection in detections:
-        present[detection.label] = True
-    return present
-
-
-def class_coordinates(detections: Iterable[Detection]) -> Float[np.ndarray, "classes 2"]:
-    """Place `(x, y)` in pixels of the best object of each class; NaN where there is none."""
-    places = np.full((len(CLASSES), 2), np.nan, np.float32)
-    for detection in sorted(detections, key=lambda one: one.score):
-        places[detection.label] = detection.centre
-    return places
 
 
 def summary(images: Iterable[np.ndarray]) -> dict[str, float | dict[str, float] | None]:

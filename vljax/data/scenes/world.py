@@ -14,14 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+from vljax.data.scenes.draws import Draws
+from vljax.data.scenes.shapes import (
+    MAX_KEYPOINTS,
+    SHAPES,
+    place_keypoints,
+    signed_distance,
+)
+
 COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 SIZES = ("small", "large")
 BACKGROUNDS = ("light", "dark")
@@ -32,6 +37,15 @@ _ALL_CLASSES = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 
 #: The six ways in which one object can stand to another. The last two need an overlap.
 RELATIONS = ("left of", "right of", "above", "below", "behind", "in front of")
+#: What `b` is to `a` where `a` is so to `b`.
+OPPOSITE = {
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+    "behind": "in front of",
+    "in front of": "behind",
+}
 
 #: Red, green, blue of each colour before light and tint.
 PALETTE: dict[str, tuple[float, float, float]] = {
@@ -48,54 +62,6 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 RADII = {"small": (0.13, 0.155), "large": (0.20, 0.25)}
 MAX_OBJECTS = 5
 
-#: Named landmarks of each shape in its own units: radius 1 around the object's place. Tips are
-#: taken a little inside the outline, so that a visible keypoint lies on the object's mask.
-KEYPOINTS: dict[str, dict[str, tuple[float, float]]] = {
-    "circle": {
-        "center": (0.0, 0.0),
-        "top": (0.0, -0.78),
-        "right": (0.78, 0.0),
-        "bottom": (0.0, 0.78),
-        "left": (-0.78, 0.0),
-    },
-    "square": {
-        "center": (0.0, 0.0),
-        "top left": (-0.68, -0.68),
-        "top right": (0.68, -0.68),
-        "bottom right": (0.68, 0.68),
-        "bottom left": (-0.68, 0.68),
-    },
-    "triangle": {
-        "center": (0.0, 0.15),
-        "top": (0.0, -0.62),
-        "bottom right": (0.7, 0.62),
-        "bottom left": (-0.7, 0.62),
-    },
-    "star": {
-        "center": (0.0, 0.08),
-        "top": (0.0, -0.61),
-        "right": (0.656, -0.133),
-        "bottom right": (0.406, 0.638),
-        "bottom left": (-0.406, 0.638),
-        "left": (-0.656, -0.133),
-    },
-    "cross": {
-        "center": (0.0, 0.0),
-        "top": (0.0, -0.76),
-        "right": (0.76, 0.0),
-        "bottom": (0.0, 0.76),
-        "left": (-0.76, 0.0),
-    },
-    "heart": {
-        "center": (0.0, 0.0),
-        "top left": (-0.42, -0.5),
-        "top right": (0.42, -0.5),
-        "notch": (0.0, -0.3),
-        "bottom": (0.0, 0.62),
-    },
-}
-MAX_KEYPOINTS = max(len(points) for points in KEYPOINTS.values())
-
 #: Width in pixels over which an outline fades into what lies behind it.
 EDGE = 1.25
 
@@ -103,8 +69,6 @@ _RELATION_MARGIN = 0.06  # of the picture: a smaller offset is no "left of"
 _OVERLAP_SHARE = 0.04  # of the smaller object: a smaller overlap is no "behind"
 _COARSE = 40  # side of the grid on which overlap is judged, the same for every picture size
 _MARGIN = 0.02  # between an object and the picture's border, and between two of one colour
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,102 +132,24 @@ def class_index(shape: str, colour: str) -> int:
     return SHAPES.index(shape) * len(COLOURS) + COLOURS.index(colour)
 
 
-class Draws:
-    """A stream of random choices that is the same on every machine and in every release.
+def class_vector(labels: Iterable[int]) -> Bool[np.ndarray, " classes"]:
+    """Which of `CLASSES` are among some labels."""
+    present = np.zeros(len(CLASSES), bool)
+    present[list(labels)] = True
+    return present
 
-    SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
-    2014) on Python integers: no start-up cost, which matters where each example has its own stream.
-    Two streams of one seed with different numbers never share a state at the same draw, because
-    the state is a bijection of the number.
-    """
 
-    __slots__ = ("_state",)
-
-    _GOLDEN = 0x9E3779B97F4A7C15
-    _WORD = 0xFFFFFFFFFFFFFFFF
-
-    def __init__(self, seed: int, stream: int = 0):
-        self._state = seed & self._WORD
-        self._state = self.word() + stream * self._GOLDEN & self._WORD
-        self._state = self.word()
-
-    def word(self) -> int:
-        """The next 64 random bits."""
-        self._state = z = (self._state + self._GOLDEN) & self._WORD
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & self._WORD
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & self._WORD
-        return z ^ (z >> 31)
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """A float in [low, high)."""
-        return low + (high - low) * ((self.word() >> 11) * 2.0**-53)
-
-    def below(self, n: int) -> int:
-        """An integer in [0, n)."""
-        return (self.word() >> 11) * n >> 53
-
-    def pick(self, options: Sequence[T]) -> T:
-        """One of the options."""
-        return options[self.below(len(options))]
-
-    def sample(self, options: Sequence[T], k: int) -> list[T]:
-        """`k` different options in random order."""
-        pool = list(options)
-        for i in range(k):
-            j = i + self.below(len(pool) - i)
-            pool[i], pool[j] = pool[j], pool[i]
-        return pool[:k]
+def class_coordinates(
+    labels: Iterable[int], places: Iterable[tuple[float, float]]
+) -> Float[np.ndarray, "classes 2"]:
+    """The place `(x, y)` of each class's object, the last of several; NaN where there is none."""
+    table = np.full((len(CLASSES), 2), np.nan, np.float32)
+    for label, place in zip(labels, places, strict=True):
+        table[label] = place
+    return table
 
 
 # ------------------------------------------------------------------------------- geometry
-
-_TRIANGLE_SIDE = (1.70 / math.sqrt(1.70**2 + 0.98**2), 0.98 / math.sqrt(1.70**2 + 0.98**2))
-_STAR_TIP, _STAR_NOTCH = 1.05, 0.49
-_COS36, _SIN36 = (1 + math.sqrt(5)) / 4, math.sqrt(10 - 2 * math.sqrt(5)) / 4
-_COS72, _SIN72 = (math.sqrt(5) - 1) / 4, math.sqrt(10 + 2 * math.sqrt(5)) / 4
-_STAR_EDGE = (_STAR_TIP - _STAR_NOTCH * _COS36, _STAR_NOTCH * _SIN36)
-_STAR_NORM = math.sqrt(_STAR_EDGE[0] ** 2 + _STAR_EDGE[1] ** 2)
-_HEART = 0.78  # side-to-side half width of the heart's lower, square part
-
-
-def signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """How far a point lies outside (positive) or inside (negative) a shape's outline.
-
-    Exact near the outline, a lower bound far outside of corners, which is all that edges need.
-
-    Args:
-        shape: one of `SHAPES`.
-        u: offset to the right of the object's place, in radii. Broadcasts with `v`.
-        v: offset below the object's place, in radii.
-
-    Returns:
-        Distance in radii, of the broadcast shape.
-    """
-    if shape == "circle":
-        return np.sqrt(u * u + v * v) - 0.92
-    u = np.abs(u)
-    if shape == "square":
-        return np.maximum(u, np.abs(v)) - 0.82
-    if shape == "triangle":
-        side = u * _TRIANGLE_SIDE[0] - (v + 0.95) * _TRIANGLE_SIDE[1]
-        return np.maximum(side, v - 0.75)
-    if shape == "star":
-        # Folding along two of the star's mirrors brings all ten edges onto one.
-        up = 0.08 - v
-        beyond = np.maximum(u * _COS72 - up * _SIN72, 0.0)
-        u, up = np.abs(u - 2 * _COS72 * beyond), up + 2 * _SIN72 * beyond
-        beyond = np.maximum(u * _COS36 - up * _SIN36, 0.0)
-        u, up = u - 2 * _COS36 * beyond, up + 2 * _SIN36 * beyond
-        return (u * _STAR_EDGE[0] + (up - _STAR_TIP) * _STAR_EDGE[1]) * (1.0 / _STAR_NORM)
-    if shape == "cross":
-        v = np.abs(v)
-        return np.maximum(np.maximum(u, v) - 0.92, np.minimum(u, v) - 0.33)
-    if shape == "heart":
-        lobe_u, lobe_v = u - 0.5 * _HEART, v + (1.5 * _HEART - 0.86)
-        lobe = np.sqrt(lobe_u * lobe_u + lobe_v * lobe_v) - _HEART * math.sqrt(0.5)
-        body = (u + np.abs(v + (_HEART - 0.86)) - _HEART) * math.sqrt(0.5)
-        return np.minimum(lobe, body)
-    raise ValueError(f"unknown shape {shape!r}")
 
 
 @functools.lru_cache(maxsize=32)
@@ -369,31 +255,6 @@ def boxes_of(masks: Bool[np.ndarray, "n h w"]) -> Float[np.ndarray, "n 4"]:
 def boxes(scene: Scene, image_size: int) -> Float[np.ndarray, "n 4"]:
     """Tight boxes `(x0, y0, x1, y1)` around what is visible of each object, in pixels."""
     return boxes_of(masks(scene, image_size))
-
-
-def place_keypoints(
-    shape: str, x: float, y: float, radius: float, visible: Bool[np.ndarray, "h w"]
-) -> Float[np.ndarray, "k 3"]:
-    """A shape's landmarks in a picture, as COCO writes them.
-
-    Args:
-        shape: one of `SHAPES`.
-        x: the object's place from the left, in pixels.
-        y: the object's place from the top, in pixels.
-        radius: its radius in pixels.
-        visible: its visible pixels.
-
-    Returns:
-        `MAX_KEYPOINTS` rows of `(x, y, flag)` in pixels, in the order of `KEYPOINTS[shape]`. Flag 2
-        is a visible point, 1 a hidden one; rows beyond the shape's own are zeros.
-    """
-    points = np.zeros((MAX_KEYPOINTS, 3), np.float32)
-    height, width = visible.shape
-    for row, (u, v) in zip(points, KEYPOINTS[shape].values(), strict=False):
-        px, py = x + u * radius, y + v * radius
-        seen = 0 <= px < width and 0 <= py < height and visible[int(py), int(px)]
-        row[:] = px, py, 2 if seen else 1
-    return points
 
 
 def keypoints(scene: Scene, image_size: int) -> Float[np.ndarray, "n k 3"]:

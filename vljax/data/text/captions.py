@@ -30,12 +30,12 @@ from vljax.data.scenes import (
     COLOURS,
     SHAPES,
     SIZES,
+    Draws,
     Scene,
     Scenes,
     captions,
     render,
 )
-from vljax.data.scenes.world import Draws
 from vljax.errors import UserError
 
 #: Cells along each side of the grid, and pixels along each side of a cell, of `"pixels"`.

@@ -14,7 +14,8 @@ import torch
 from flax import nnx
 
 from vljax.diffusion.progress import progress_bar
-from vljax.models.conditional_unet import ConditionalUNet, inside_outside
+from vljax.models.conditional_unet import ConditionalUNet
+from vljax.models.control import inside_outside
 from vljax.models.parameters import named_parameters
 from vljax.systems import shape_guided
 from vljax.systems.shape_guided.model import (

@@ -23,7 +23,7 @@ from vljax.diffusion.prompt_to_prompt import (
 from vljax.diffusion.samplers import ddim
 from vljax.diffusion.schedules import parse_timesteps, respace, scaled_linear_schedule
 from vljax.errors import UserError
-from vljax.models.conditional_unet import Place, plain
+from vljax.models.control import Place, plain
 
 _SINGLE = ("a", "photo", "of", "house", "in", "winter", "cat", "dog", "red", "the")
 WORDS = {word: [token] for token, word in enumerate(_SINGLE, 10)}

@@ -23,7 +23,8 @@ from vljax.diffusion.shape_guided import (
     published_scale,
     slerp,
 )
-from vljax.models.stable_diffusion import StableDiffusion, published_arguments
+from vljax.models.folders import stable_diffusion_arguments
+from vljax.models.stable_diffusion import StableDiffusion
 from vljax.ops.inside_outside import join_prompts
 
 STEPS, END = 10, 599
@@ -70,7 +71,7 @@ def sd(tmp_path_factory):
     for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         part.save_pretrained(folder / name)
     skeleton = jax.eval_shape(
-        lambda: StableDiffusion(**published_arguments(folder), rngs=nnx.Rngs(0))
+        lambda: StableDiffusion(**stable_diffusion_arguments(folder), rngs=nnx.Rngs(0))
     )
     return (unet, vae, text), pretrained.load(skeleton, folder)
 

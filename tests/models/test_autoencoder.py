@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from vljax import pretrained
 from vljax.errors import UserError
-from vljax.models.autoencoder import AutoencoderKL, Gaussian, published_arguments
+from vljax.models.autoencoder import AutoencoderKL, Gaussian
+from vljax.models.folders import autoencoder_arguments
 from vljax.models.parameters import named_parameters
 
 SMALL = {
@@ -45,7 +46,7 @@ def peer_of(config, folder):
 
 
 def skeleton_of(folder, **changes):
-    arguments = {**published_arguments(folder), **changes}
+    arguments = {**autoencoder_arguments(folder), **changes}
     return jax.eval_shape(lambda: AutoencoderKL(**arguments, rngs=nnx.Rngs(0)))
 
 
@@ -155,7 +156,7 @@ def test_other_architectures_are_refused(small, tmp_path, change, words):
     config = json.loads((small[1] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=words):
-        published_arguments(tmp_path)
+        autoencoder_arguments(tmp_path)
 
 
 def test_impossible_sizes_are_refused(small):

@@ -21,10 +21,10 @@ from vljax.models.clipseg import (
     PIXEL_STD,
     CLIPSeg,
     infer_shape,
-    published_arguments,
     resample_positions,
     segmentation_loss,
 )
+from vljax.models.folders import clipseg_arguments
 from vljax.models.parameters import named_parameters
 
 torch = pytest.importorskip("torch")
@@ -80,7 +80,7 @@ def peer_and_folder(folder, **config):
 
 
 def loaded(folder, **changes):
-    arguments = published_arguments(folder) | changes
+    arguments = clipseg_arguments(folder) | changes
     model = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
     return jax.tree.map(jnp.asarray, pretrained.load(model, folder))
 
@@ -163,7 +163,7 @@ def test_the_published_config_gives_the_published_network(tmp_path):
     with torch.device("meta"):
         peer = transformers.CLIPSegForImageSegmentation(transformers.CLIPSegConfig(**FULL))
     peer.config.save_pretrained(tmp_path)
-    arguments = published_arguments(tmp_path)
+    arguments = clipseg_arguments(tmp_path)
     assert arguments["input_size"] == 352
     model = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
     ours = named_parameters(model)
@@ -241,18 +241,18 @@ def test_other_architectures_are_refused(small, tmp_path, file, change, words):
         config = change
     (tmp_path / f"{file}.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=words):
-        published_arguments(tmp_path)
+        clipseg_arguments(tmp_path)
 
 
 def test_the_preprocessors_size_is_read_and_a_broken_config_refused(small, tmp_path):
     (tmp_path / "config.json").write_text((small[1] / "config.json").read_text())
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 96, "width": 96}}')
-    assert published_arguments(tmp_path)["input_size"] == 96
+    assert clipseg_arguments(tmp_path)["input_size"] == 96
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="not a readable config"):
-        published_arguments(tmp_path)
+        clipseg_arguments(tmp_path)
     with pytest.raises(UserError, match="not a readable config"):
-        published_arguments(tmp_path / "nowhere")
+        clipseg_arguments(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_the_preprocessors_size_is_read_and_a_broken_config_refused(small, tmp_p
     ],
 )
 def test_impossible_configurations_are_refused(small, change, words):
-    arguments = published_arguments(small[1]) | change
+    arguments = clipseg_arguments(small[1]) | change
     with pytest.raises(UserError, match=words):
         CLIPSeg(**arguments, rngs=nnx.Rngs(0))
 

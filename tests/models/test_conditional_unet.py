@@ -15,13 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from vljax import pretrained
 from vljax.errors import UserError
-from vljax.models.conditional_unet import (
-    ConditionalUNet,
-    Place,
-    drop_keys,
-    inside_outside,
-    published_arguments,
-)
+from vljax.models.conditional_unet import ConditionalUNet
+from vljax.models.control import Place, drop_keys, inside_outside
+from vljax.models.folders import unet_arguments
 from vljax.models.parameters import named_parameters
 from vljax.ops.attention import attention
 
@@ -61,7 +57,7 @@ def peer_of(name, folder, **saving):
 
 
 def skeleton_of(folder, **changes):
-    arguments = {**published_arguments(folder), **changes}
+    arguments = {**unet_arguments(folder), **changes}
     return jax.eval_shape(lambda: ConditionalUNet(**arguments, rngs=nnx.Rngs(0)))
 
 
@@ -298,12 +294,12 @@ def test_other_architectures_are_refused(small, tmp_path, change, words):
     config = json.loads((small[1] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(UserError, match=words):
-        published_arguments(tmp_path)
+        unet_arguments(tmp_path)
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a readable config"):
-        published_arguments(tmp_path)
+        unet_arguments(tmp_path)
 
 
 def test_the_published_config_gives_the_published_network(tmp_path):

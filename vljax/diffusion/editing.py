@@ -27,7 +27,7 @@ from vljax.diffusion.process import Denoiser, Guidance, Process, q_sample
 from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import AfterStep, ddim, ddpm
 from vljax.diffusion.schedules import Schedule
-from vljax.models.conditional_unet import Control, plain
+from vljax.models.control import Control, plain
 
 
 class Network(Protocol):

@@ -29,7 +29,7 @@ from vljax.diffusion.process import Process
 from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import ddim
 from vljax.errors import UserError
-from vljax.models.conditional_unet import Control, Place
+from vljax.models.control import Control, Place
 from vljax.ops.attention import attention
 from vljax.ops.inside_outside import resize_nearest
 

@@ -3,7 +3,7 @@
 Park, *Vision and Language Understanding Through Generative Modeling* (2023), chapter 5; Park et
 al., "Shape-Guided Diffusion with Inside-Outside Attention" (2024). Algorithm 3, Inside-Outside
 Attention, is `vljax.ops.inside_outside`, and in every layer of a network
-`vljax.models.conditional_unet.inside_outside`. Algorithm 4 is here:
+`vljax.models.control.inside_outside`. Algorithm 4 is here:
 
     inverted = invert(process, unet, latents, source, shape)                         # line 4
     edited = generate(process, unet, inverted, edit, empty, shape, keep=1 - shape)   # lines 5-12
@@ -33,7 +33,7 @@ from vljax.diffusion.editing import Network, guided, keep_from, steps_done
 from vljax.diffusion.process import Process
 from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import Latents, ddim, ddim_inversion
-from vljax.models.conditional_unet import Control, Place, inside_outside, plain
+from vljax.models.control import Control, Place, inside_outside, plain
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.ops.inside_outside import resize_nearest, schedule_strength
 

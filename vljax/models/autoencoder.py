@@ -5,9 +5,8 @@ and appendix G. Parameter names are those of a `diffusers` folder of an `Autoenc
 the attention had before 2023 are read as well.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vljax.errors import UserError
-from vljax.models.conditional_unet import Downsample, ResnetBlock, read_config
-from vljax.models.layers import Conv, GroupNorm, Linear
-from vljax.models.unet import Upsample
-from vljax.ops.attention import attention
+from vljax.models.blocks import Downsample, Level, PixelAttention, ResnetBlock, Upsample
+from vljax.models.layers import Conv, GroupNorm
 
 Tensor = TypeVar("Tensor")
 
@@ -47,54 +44,6 @@ class Gaussian(NamedTuple):
         return 0.5 * terms.sum((1, 2, 3))
 
 
-class AttentionBlock(nnx.Module):
-    """Self-attention between all positions with one head, added to the input."""
-
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs) -> None:
-        self.group_norm = GroupNorm(channels, groups, _EPSILON)
-        self.to_q = Linear(channels, channels, rngs=rngs)
-        self.to_k = Linear(channels, channels, rngs=rngs)
-        self.to_v = Linear(channels, channels, rngs=rngs)
-        self.to_out = nnx.List([Linear(channels, channels, zero=True, rngs=rngs)])
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        b, height, width, c = x.shape
-        h = self.group_norm(x).reshape(b, height * width, 1, c)
-        h = attention(self.to_q(h), self.to_k(h), self.to_v(h))
-        return x + self.to_out[0](h).reshape(x.shape)
-
-
-class MidBlock(nnx.Module):
-    """Two residual blocks with attention between them."""
-
-    def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs) -> None:
-        self.resnets = nnx.List([_resnet(channels, channels, groups, rngs) for _ in range(2)])
-        self.attentions = nnx.List([AttentionBlock(channels, groups, rngs=rngs)])
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        before, after = self.resnets
-        return after(self.attentions[0](before(x)))
-
-
-class Block(nnx.Module):
-    """The residual blocks of one level, and the change of size after them where there is one."""
-
-    def __init__(
-        self,
-        resnets: Sequence[ResnetBlock],
-        downsample: Downsample | None = None,
-        upsample: Upsample | None = None,
-    ) -> None:
-        self.resnets = nnx.List(resnets)
-        self.downsamplers = None if downsample is None else nnx.List([downsample])
-        self.upsamplers = None if upsample is None else nnx.List([upsample])
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-        for layer in (*self.resnets, *(self.downsamplers or ()), *(self.upsamplers or ())):
-            x = layer(x)
-        return x
-
-
 class Encoder(nnx.Module):
     """Pictures to twice as many channels as latents have: the mean's, then the log-variance's."""
 
@@ -118,10 +67,10 @@ class Encoder(nnx.Module):
             channels = out
             last = level == len(levels) - 1
             blocks.append(
-                Block(resnets, downsample=None if last else Downsample(out, (0, 1), rngs=rngs))
+                Level(resnets, downsample=None if last else Downsample(out, (0, 1), rngs=rngs))
             )
         self.down_blocks = nnx.List(blocks)
-        self.mid_block = MidBlock(channels, groups, rngs=rngs)
+        self.mid_block = _middle(channels, groups, rngs)
         self.conv_norm_out = GroupNorm(channels, groups, _EPSILON)
         self.conv_out = Conv(channels, 2 * latent_channels, 3, rngs=rngs)
 
@@ -147,7 +96,7 @@ class Decoder(nnx.Module):
     ) -> None:
         channels = levels[-1]
         self.conv_in = Conv(latent_channels, channels, 3, rngs=rngs)
-        self.mid_block = MidBlock(channels, groups, rngs=rngs)
+        self.mid_block = _middle(channels, groups, rngs)
         blocks = []
         for level, out in reversed(list(enumerate(levels))):
             resnets = [
@@ -155,9 +104,7 @@ class Decoder(nnx.Module):
                 for i in range(layers_per_block + 1)
             ]
             channels = out
-            blocks.append(
-                Block(resnets, upsample=Upsample(out, True, rngs=rngs) if level else None)
-            )
+            blocks.append(Level(resnets, upsample=Upsample(out, rngs=rngs) if level else None))
         self.up_blocks = nnx.List(blocks)
         self.conv_norm_out = GroupNorm(channels, groups, _EPSILON)
         self.conv_out = Conv(channels, out_channels, 3, rngs=rngs)
@@ -174,7 +121,7 @@ class AutoencoderKL(nnx.Module):
 
     Pictures are float32 in [-1, 1], their sides divisible by 2^(levels − 1). `encode` and `decode`
     speak of the autoencoder's own latents; diffusion takes place in these times `scaling_factor`,
-    which gives them about unit variance. `published_arguments` reads the arguments from a
+    which gives them about unit variance. `folders.autoencoder_arguments` reads the arguments from a
     `diffusers` folder.
 
     Args:
@@ -263,55 +210,15 @@ def _resnet(channels: int, out_channels: int, groups: int, rngs: nnx.Rngs) -> Re
     )
 
 
+def _middle(channels: int, groups: int, rngs: nnx.Rngs) -> Level:
+    """Two residual blocks with attention between them."""
+    resnets = [_resnet(channels, channels, groups, rngs) for _ in range(2)]
+    return Level(resnets, [PixelAttention(channels, groups, _EPSILON, rngs=rngs)])
+
+
 _FORMER_NAMES = {
     "query": "to_q",
     "key": "to_k",
     "value": "to_v",
     "proj_attn": "to_out.0",
 }
-
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("silu",),
-    "latents_mean": (None,),
-    "latents_std": (None,),
-    "mid_block_add_attention": (True,),
-    "shift_factor": (None,),
-    "use_post_quant_conv": (True,),
-    "use_quant_conv": (True,),
-}
-_DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "latent_channels": 4,
-    "block_out_channels": (64,),
-    "down_block_types": ("DownEncoderBlock2D",),
-    "up_block_types": ("UpDecoderBlock2D",),
-    "layers_per_block": 1,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-}
-
-
-def published_arguments(folder: str | os.PathLike) -> dict[str, Any]:
-    """The arguments of `AutoencoderKL` for the network of a `diffusers` folder.
-
-    Args:
-        folder: Holds the network's `config.json`.
-
-    Raises:
-        UserError: there is no such file, or it describes a network of another architecture.
-    """
-    free = ("sample_size", "force_upcast")
-    config = read_config(folder, "AutoencoderKL", _DEFAULTS, _FIXED, free)
-    for field, known in (
-        ("down_block_types", "DownEncoderBlock2D"),
-        ("up_block_types", "UpDecoderBlock2D"),
-    ):
-        for block in config.pop(field):
-            if block != known:
-                raise UserError(
-                    f"{folder}: {field} has {block!r}, which vljax does not build: give the "
-                    "autoencoder of Stable Diffusion"
-                )
-    config["norm_groups"] = config.pop("norm_num_groups")
-    return {**config, "block_out_channels": tuple(config["block_out_channels"])}

@@ -9,7 +9,7 @@ Parameter names are those of Hugging Face's `CLIPSegForImageSegmentation` in the
 OpenAI's (see `vljax.models.clip`) in the CLIP; loading brings a folder's to them.
 
     folder = "clipseg-rd64-refined"
-    arguments = published_arguments(folder)
+    arguments = clipseg_arguments(folder)
     model = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
     model = pretrained.load(model, folder)
     mask = infer_shape(model, open_tokenizer(folder), picture, "dog")
@@ -17,9 +17,7 @@ OpenAI's (see `vljax.models.clip`) in the CLIP; loading brings a folder's to the
 
 import functools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,8 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 
 from vljax.errors import UserError
-from vljax.models.clip import ACTIVATIONS, CLIP, VisionTransformer
-from vljax.models.folders import read_json
+from vljax.models.clip import CLIP, VisionTransformer
 from vljax.models.layers import Conv, LayerNorm, Linear, apply, fan_in_uniform
 from vljax.ops.attention import attention
 
@@ -443,104 +440,3 @@ def infer_shape(
 @jax.jit
 def _logits(model: CLIPSeg, images: Array, tokens: Array) -> Array:
     return model(images, tokens)
-
-
-# Published folders -----------------------------------------------------------------------------
-
-
-def published_arguments(folder: str | os.PathLike) -> dict[str, Any]:
-    """The arguments of `CLIPSeg` for the network of a `transformers` folder.
-
-    Args:
-        folder: Holds `config.json` and, where the side of the pictures is not 352,
-            `preprocessor_config.json`.
-
-    Raises:
-        UserError: a file is missing or unreadable, or describes a network of another architecture.
-    """
-    config = read_json(Path(folder) / "config.json")
-    if (kind := config.get("model_type")) != "clipseg":
-        raise UserError(f"{folder}: model_type={kind!r} in config.json, but 'clipseg' is needed")
-    vision = {**_VISION, **(config.get("vision_config") or {})}
-    text = {**_TEXT, **(config.get("text_config") or {})}
-    for name, tower in (("vision_config", vision), ("text_config", text)):
-        width, heads = tower["hidden_size"], tower["num_attention_heads"]
-        expected = {
-            "intermediate_size": 4 * width,
-            "hidden_act": vision["hidden_act"],
-            "layer_norm_eps": 1e-5,
-            "head_channels": vision["hidden_size"] // vision["num_attention_heads"],
-        }
-        found = {**tower, "head_channels": width // heads}
-        for field, value in expected.items():
-            if found[field] != value:
-                raise UserError(
-                    f"{folder}: {name} has {field}={found[field]!r}, but vljax only builds "
-                    f"{value!r} here: give a published CLIPSeg"
-                )
-    if vision["hidden_act"] not in ACTIVATIONS:
-        raise UserError(
-            f"{folder}: vision_config has hidden_act={vision['hidden_act']!r}, which vljax does "
-            "not build: give a published CLIPSeg"
-        )
-    return {
-        "embed_dim": config.get("projection_dim", 512),
-        "image_size": vision["image_size"],
-        "patch_size": vision["patch_size"],
-        "vision_layers": vision["num_hidden_layers"],
-        "vision_width": vision["hidden_size"],
-        "text_width": text["hidden_size"],
-        "text_layers": text["num_hidden_layers"],
-        "extract_layers": tuple(config.get("extract_layers", (3, 6, 9))),
-        "reduce_dim": config.get("reduce_dim", 64),
-        "decoder_heads": config.get("decoder_num_attention_heads", 4),
-        "decoder_hidden": config.get("decoder_intermediate_size", 2048),
-        "conditional_layer": config.get("conditional_layer", 0),
-        "refined": config.get("use_complex_transposed_convolution", False),
-        "input_size": _input_size(Path(folder)),
-        "context_length": text["max_position_embeddings"],
-        "vocabulary_size": text["vocab_size"],
-        "head_channels": vision["hidden_size"] // vision["num_attention_heads"],
-        "activation": vision["hidden_act"],
-    }
-
-
-# What the fields are that a published config leaves out.
-_VISION: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-_TEXT: dict[str, Any] = {
-    "vocab_size": 49_408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-
-
-def _input_size(folder: Path) -> int:
-    path = folder / "preprocessor_config.json"
-    if not path.exists():
-        return 352
-    config = read_json(path)
-    for field, value in (("image_mean", PIXEL_MEAN), ("image_std", PIXEL_STD)):
-        if not np.allclose(found := config.get(field, value), value):
-            raise UserError(
-                f"{path}: {field}={found}, but CLIPSeg was trained with ImageNet's {value}"
-            )
-    size = config.get("size", 352)
-    if isinstance(size, Mapping):
-        size = size.get("height", size.get("shortest_edge"))
-    if not isinstance(size, int):
-        raise UserError(f"{path}: size={config['size']!r}: give the side of a square in pixels")
-    return size

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vljax.errors import UserError
+from vljax.models.blocks import Upsample, downsample, upsample
 from vljax.models.layers import (
     Conv,
     Embedding,
@@ -23,30 +24,6 @@ from vljax.models.layers import (
     timestep_embedding,
 )
 from vljax.ops.attention import attention
-
-
-def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-    """Double height and width by repeating each pixel."""
-    b, h, w, c = x.shape
-    doubled = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
-    return doubled.reshape(b, 2 * h, 2 * w, c)
-
-
-def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-    """Halve height and width by averaging 2×2 pixels."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-
-
-class Upsample(nnx.Module):
-    """Nearest-neighbour doubling, then a convolution where `use_conv`."""
-
-    def __init__(self, channels: int, use_conv: bool, *, rngs: nnx.Rngs) -> None:
-        self.conv = Conv(channels, channels, 3, rngs=rngs) if use_conv else None
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
-        x = upsample(x)
-        return x if self.conv is None else self.conv(x)
 
 
 class Downsample(nnx.Module):
@@ -297,7 +274,7 @@ class UNet(nnx.Module):
                     block.append(
                         res_block(channels, channels, "up")
                         if resblock_updown
-                        else Upsample(channels, True, rngs=rngs)
+                        else Upsample(channels, rngs=rngs)
                     )
                     size *= 2
                 self.output_blocks.append(nnx.List(block))

@@ -42,11 +42,10 @@ from vljax.diffusion.prompt_to_prompt import (
 from vljax.diffusion.samplers import ddim
 from vljax.diffusion.schedules import named_schedule, parse_timesteps, respace
 from vljax.errors import UserError
-from vljax.models import conditional_unet, stable_diffusion
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import read_json
+from vljax.models.folders import read_json, stable_diffusion_arguments, unet_arguments
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.ops.inside_outside import join_prompts, resize_nearest
@@ -100,7 +99,7 @@ class ShapeGuided(nnx.Module):
 
 def _published(folder: str, prediction: str) -> dict[str, dict[str, Any]]:
     """The arguments of a pipeline that draws from text, where it predicts as asked."""
-    published = stable_diffusion.published_arguments(folder)
+    published = stable_diffusion_arguments(folder)
     taken, given = published["unet"]["in_channels"], published["vae"]["latent_channels"]
     if taken != given:
         raise UserError(
@@ -119,7 +118,7 @@ def _published_inpaint(folder: str, expected: dict[str, Any]) -> dict[str, Any]:
             f"--config.pretrained.inpaint={folder} is a whole pipeline: give its U-Net, "
             f"--config.pretrained.inpaint={folder}/unet"
         )
-    found = {**expected, **conditional_unet.published_arguments(folder)}
+    found = {**expected, **unet_arguments(folder)}
     for field in ("in_channels", "context_features"):
         if found[field] != expected[field]:
             raise UserError(

@@ -22,7 +22,7 @@ from vljax.diffusion.samplers import ddim
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import segmentation_loss
-from vljax.models.conditional_unet import drop_keys
+from vljax.models.control import drop_keys
 from vljax.models.noisy_clip import contrastive_loss
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.systems.shape_guided.model import (

@@ -20,9 +20,9 @@ from vljax.diffusion.progress import progress_bar
 from vljax.diffusion.shape_guided import token_split
 from vljax.errors import UserError
 from vljax.metrics.shape import Segmenter
-from vljax.models import clipseg
 from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.clipseg import CLIPSeg, infer_shape
+from vljax.models.folders import clipseg_arguments
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.systems.shape_guided.model import (
     METHODS,
@@ -373,7 +373,7 @@ def open_segmenter(folder: str) -> Segmenter:
     Raises:
         UserError: the folder does not hold one.
     """
-    arguments = clipseg.published_arguments(folder)
+    arguments = clipseg_arguments(folder)
     skeleton = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
     network = pretrained.load(skeleton, folder)
     return _segmenter(jax.tree.map(jax.numpy.asarray, network), open_tokenizer(folder))

@@ -31,9 +31,10 @@ def get_base_config(system: str) -> ConfigDict:
             # Worker processes that prepare batches (0 uses threads of the main process), and what
             # an unreadable example does: 'stop' or 'skip'.
             "data": {"workers": 0, "on_corrupt": "stop"},
-            # The training stages, in their order; the system fills it.
+            # The training stages by name; their order is that of the list that the system makes.
             "stages": {},
-            # Weights to start from instead of training: {stage: checkpoint}.
+            # Published weights, {part of the model: checkpoint}; a stage whose every part is given
+            # is not trained.
             "pretrained": {},
             # Sizes of the mesh axes; -1 takes the devices that the others leave.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},

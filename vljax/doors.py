@@ -101,8 +101,7 @@ def open_run(argv: Sequence[str], prog: str, about: str | None, folder: str) -> 
 
     start_jax(config, distributed=False)
     skeleton = jax.eval_shape(lambda: system.make_model(config))
-    stages = list(config.stages)
-    model = weights.load_model(skeleton, config, workdir, stages)
+    model = weights.load_model(skeleton, config, workdir)
     return Run(system, config, model, args, args.out or workdir / folder)
 
 

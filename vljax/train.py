@@ -47,9 +47,10 @@ def main(argv: Sequence[str]) -> int:
     start_jax(config, args.distributed)
 
     system = load_system(config)
-    stages = [s for s in system.stages(config) if not config.pretrained.get(s.name)]
+    listed = system.stages(config)
     mesh = make_mesh(config.mesh)
     skeleton = jax.eval_shape(lambda: system.make_model(config))
+    stages = weights.stages_to_train(listed, skeleton, config)
     # Every mistake shows here, before anything compiles.
     programs = [loop.make_program(stage, skeleton, config, mesh) for stage in stages]
     if args.dry_run:
@@ -58,6 +59,11 @@ def main(argv: Sequence[str]) -> int:
 
     workdir = Workdir(args.workdir, config)
     workdir.say(f"{config.about}\n{_devices(mesh)}; everything goes to {workdir.path}")
+    trains = {stage.name for stage in stages}
+    for name in (stage.name for stage in listed if stage.name not in trains):
+        workdir.say(f"{name}: not trained, config.pretrained gives its weights")
+    if not stages:
+        workdir.say("nothing to train: config.pretrained gives all that this config would train")
     parameters = weights.initial(lambda: system.make_model(config), skeleton, config, mesh)
     for stage, program in zip(stages, programs, strict=True):
         result = loop.train(
@@ -69,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
         parameters = result
         if not weights.file(workdir.path, stage.name).exists():
             weights.save(workdir.path, stage.name, skeleton, parameters, program.trained)
+        weights.list_stages(workdir.path, stages, [program.trained for program in programs])
     workdir.say(
         f"done. Pictures: {workdir.path / 'pictures'}; weights: {workdir.path / 'weights'}\n"
         f"next: python -m vljax.generate --workdir {workdir.path} or "

@@ -25,6 +25,7 @@ from vljax.training import mesh as meshes
 from vljax.training.checkpoint import Checkpoints, abstract
 from vljax.training.optimizer import ema_update, learning_rate_factors, make_optimizer
 from vljax.training.stage import Stage
+from vljax.training.weights import parts_of
 from vljax.training.workdir import Workdir
 
 Parameters = dict[str, Array]
@@ -198,7 +199,7 @@ def _started(
     """All parameters as the stage begins: the parts that it trains are made by `stage.start`."""
     if stage.start is None:
         return parameters
-    start, parts = stage.start, {name.partition(".")[0] for name in program.trained}
+    start, parts = stage.start, parts_of(program.trained)
 
     def begin(parameters: Parameters) -> Parameters:
         begun = named_parameters(start(with_parameters(skeleton, parameters)))

@@ -1,11 +1,14 @@
 """The weights of a run: one safetensors file a finished stage, in published layouts.
 
 `weights/<stage>.safetensors` holds the parts that the stage trained, averaged where it asks for
-it; tensors are named by their path in the system's model. Later stages, `generate`, `evaluate` and
-other runs read it.
+it; tensors are named by their path in the system's model. `weights/stages.json` lists the finished
+stages in the order in which they trained, each with its parts: of two that trained the same part,
+the later one's weights count. `generate`, `evaluate` and other runs read them.
 """
 
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vljax import pretrained
+from vljax import files, pretrained
 from vljax.errors import UserError
 from vljax.models.parameters import named_parameters, variables, with_parameters
 from vljax.training import mesh as meshes
+from vljax.training.optimizer import learning_rate_factors
+from vljax.training.stage import Stage
 
 
 def file(workdir: Path, stage: str) -> Path:
@@ -33,7 +38,7 @@ def save(
     Parts are written whole: a norm's statistics, which no stage trains, belong to its weights.
     """
     names = variables(skeleton)
-    parts = {name.partition(".")[0] for name in trained}
+    parts = parts_of(trained)
     tensors = {}
     for name in (
         name for name in names if name.partition(".")[0] in parts
@@ -43,6 +48,80 @@ def save(
             tensors[name] = pretrained.to_published(value, names[name])
     if jax.process_index() == 0:
         pretrained.write_tensors(tensors, file(workdir, stage), metadata={"stage": stage})
+
+
+def parts_of(names: Iterable[str]) -> list[str]:
+    """The parts of the model to which parameters belong, sorted."""
+    return sorted({name.partition(".")[0] for name in names})
+
+
+def stages_to_train(stages: Sequence[Stage], skeleton: Any, config: ConfigDict) -> list[Stage]:
+    """The stages that are run, in order: all but those whose every part is given.
+
+    A part is given by `config.pretrained`, as long as no stage has trained it further: where a
+    decoder is given and a stage trains it together with another part, those after it run as well.
+
+    Raises:
+        UserError: a stage's training pattern matches no parameter.
+    """
+    names = named_parameters(skeleton)
+    given = {part for part, path in config.pretrained.items() if path}
+    run = []
+    for stage in stages:
+        trained = set(parts_of(learning_rate_factors(names, stage.train)))
+        if not trained <= given:
+            run.append(stage)
+            given -= trained
+    return run
+
+
+def list_stages(workdir: Path, stages: Sequence[Stage], trained: Sequence[Sequence[str]]) -> None:
+    """Write `weights/stages.json`: the stages that have ended; process 0 writes.
+
+    Args:
+        workdir: The run.
+        stages: Its stages in order; those without a file of weights have not ended.
+        trained: Names of the parameters that each of them trains.
+    """
+    ended = [
+        {"name": stage.name, "parts": parts_of(names)}
+        for stage, names in zip(stages, trained, strict=True)
+        if file(workdir, stage.name).is_file()
+    ]
+    if jax.process_index() == 0:
+        files.write(workdir / "weights" / "stages.json", json.dumps(ended, indent=1) + "\n")
+
+
+def _ended_stages(workdir: Path, config: ConfigDict) -> list[str]:
+    """Names of the stages whose weights a run has left, in the order in which they trained.
+
+    Raises:
+        UserError: `stages.json` is damaged, or a file that it names is gone.
+    """
+    listed = workdir / "weights" / "stages.json"
+    if not listed.is_file():
+        names = [name for name in sorted(config.stages) if file(workdir, name).is_file()]
+        if len(names) > 1:
+            print(
+                f"{listed} is missing, as in runs of older versions: weights are loaded in the "
+                f"order {', '.join(names)}, of a part that several hold the last",
+                file=sys.stderr,
+            )
+        return names
+    try:
+        names = [str(stage["name"]) for stage in json.loads(listed.read_text())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{listed} is damaged ({error}): start the training again with the same command, it "
+            "writes the file anew"
+        ) from error
+    for name in names:
+        if not file(workdir, name).is_file():
+            raise UserError(
+                f"{file(workdir, name)} is missing, though {listed} names it: start the training "
+                "again with the same command, it writes the file anew"
+            )
+    return names
 
 
 def initial(make_model: Any, skeleton: Any, config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
@@ -74,54 +153,54 @@ def pretrained_parameters(skeleton: Any, config: ConfigDict) -> dict[str, np.nda
     for part, path in config.pretrained.items():
         if not path:
             continue
+        network = getattr(skeleton, part, None)
+        if network is None:
+            raise UserError(
+                f"--config.pretrained.{part}={path}: this config's model has no {part}; leave the "
+                "field empty"
+            )
         tensors = pretrained.read_tensors(path)
         if all(name.startswith(f"{part}.") for name in tensors):
             # A file of ours names its tensors by their path in the whole model.
             tensors = {name.removeprefix(f"{part}."): t for name, t in tensors.items()}
-        network = getattr(skeleton, part)
         loaded = pretrained.assign(network, pretrained.our_names(network, tensors), origin=path)
         parameters |= {f"{part}.{name}": v for name, v in named_parameters(loaded).items()}
     return parameters
 
 
-def load_model(
-    skeleton: Any, config: ConfigDict, workdir: Path | None, stages: Sequence[str]
-) -> Any:
+def load_model(skeleton: Any, config: ConfigDict, workdir: Path | None) -> Any:
     """The model with the weights of a run's finished stages, or published ones.
+
+    The stages follow each other as they trained (`weights/stages.json`); in a run without that
+    list, one of an older version, by name, which is said on the console.
 
     Args:
         skeleton: The model's structure (from `jax.eval_shape`).
         config: `pretrained` weights.
         workdir: The run, or None for published weights alone.
-        stages: The system's stages in order.
 
     Raises:
-        UserError: weights of a part are nowhere.
+        UserError: weights of a part are nowhere, or damaged.
     """
     model = with_parameters(skeleton, pretrained_parameters(skeleton, config))
     layouts = variables(skeleton)
-    for stage in stages:
-        if workdir and (path := file(workdir, stage)).is_file():
-            model = with_parameters(
-                model,
-                {
-                    name: pretrained.from_published(tensor, layouts[name])
-                    for name, tensor in pretrained.read_tensors(path).items()
-                },
-            )
-    absent = {
-        name.partition(".")[0]
+    for stage in _ended_stages(workdir, config) if workdir else ():
+        tensors = pretrained.read_tensors(file(workdir, stage))
+        parameters = {n: pretrained.from_published(t, layouts[n]) for n, t in tensors.items()}
+        model = with_parameters(model, parameters)
+    absent = parts_of(
+        name
         for name, value in named_parameters(model).items()
         if isinstance(value, jax.ShapeDtypeStruct)
-    }
+    )
     if absent:
         where = f" in {workdir / 'weights'}" if workdir else ""
         fields = [
-            f"--config.pretrained.{part}=FILE" for part in sorted(absent & {*config.pretrained})
+            f"--config.pretrained.{part}=FILE" for part in absent if part in config.pretrained
         ]
         given = f", or give published weights with {' '.join(fields)}" if fields else ""
         raise UserError(
-            f"no weights of {', '.join(sorted(absent))}{where}: let `python -m vljax.train` finish "
+            f"no weights of {', '.join(absent)}{where}: let `python -m vljax.train` finish "
             f"its stage{given}"
         )
     return jax.tree.map(jax.numpy.asarray, model)

@@ -3,7 +3,8 @@
 ```
 config.json              the resolved config
 checkpoints/<stage>/     to resume from
-weights/<part>.safetensors   each part of the model, once its stage is done, in published form
+weights/<stage>.safetensors  the parts that a stage trained, once it is done, in published form
+weights/stages.json      the stages that are done, in the order in which they trained
 metrics.jsonl            one line a logged step
 tensorboard/             the same, for TensorBoard
 pictures/                samples drawn during training

@@ -16,7 +16,7 @@ stages.NAME.alternate    (a, b): a steps of θ, then b steps of φ; (0, 0) for b
 stages.NAME.permutation_rate  learning rate of φ over that of θ
 ```
 
-Stages run in the order of their names.
+A recipe's stages run in the order of `STAGES`, after them those it does not know, by name.
 """
 
 from pathlib import Path
@@ -30,6 +30,7 @@ from vljax.training.optimizer import get_optimizer_config
 
 FIXED_ORDERS = ("l2r", "r2l", "random", "common", "rare")
 ORDERS = (*FIXED_ORDERS, "sao", "voi")
+STAGES = ("decoder", "joint", "permutation", "separate", "tune")
 
 
 def get_stage_config(config: ConfigDict, **fields: Any) -> ConfigDict:
@@ -149,6 +150,12 @@ def use_distilled(config: ConfigDict, folder: Path) -> None:
     if (folder / "src_raw_train.txt").is_file():
         vocabulary = str(folder / "vocabulary.json")
         config.data.update({"name": "django", "path": str(folder), "vocabulary": vocabulary})
+
+
+def stage_names(config: ConfigDict) -> list[str]:
+    """Names of the stages in the order in which they train; a config's fields have none."""
+    known = [name for name in STAGES if name in config.stages]
+    return known + sorted(set(config.stages) - set(known))
 
 
 def order_of(stage: ConfigDict) -> str:

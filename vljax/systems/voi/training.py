@@ -16,7 +16,7 @@ from vljax.models.insertion_search import search_order
 from vljax.ops.insertion import movable
 from vljax.ops.permutations import GumbelMatching, PlackettLuce
 from vljax.systems.voi.model import VOI, Remembered, fixed_orders, open_source, tied
-from vljax.systems.voi.recipe import order_of
+from vljax.systems.voi.recipe import order_of, stage_names
 from vljax.systems.voi.use import written_pictures
 from vljax.training.stage import Stage
 
@@ -40,7 +40,7 @@ def stages(config: ConfigDict) -> list[Stage]:
     frequencies = source.vocabulary.frequencies
     example = transform(source[0], np.random.default_rng(0))
     made = []
-    for name in sorted(config.stages):
+    for name in stage_names(config):
         stage = config.stages[name]
         _check_stage(config, name, stage)
         made.append(

@@ -1,0 +1,194 @@
+"""Which stages train, in which order their weights count, and runs that lack the list of them."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from vljax import pretrained, train
+from vljax.config import from_workdir
+from vljax.doors import parse_config
+from vljax.errors import UserError
+from vljax.systems import voi
+from vljax.training import weights
+from vljax.training.stage import Stage
+
+CONFIG = """
+from ml_collections import ConfigDict
+from vljax.config import get_base_config
+from vljax.training.optimizer import get_optimizer_config
+
+def get_config():
+    config = get_base_config("towards")
+    stage = {"batch_size": 8, "num_steps": 3, "accumulate": 1, "ema_decay": 0.0,
+             "optimizer": get_optimizer_config(name="adam", b1=0.0, b2=0.0, learning_rate=1.0)}
+    config.stages = {"a": stage, "b": stage}
+    config.pretrained = {"number": "", "other": ""}
+    config.compilation_cache = ""
+    return config
+"""
+
+
+class Number(nnx.Module):
+    """One number."""
+
+    def __init__(self):
+        self.value = nnx.Param(jnp.zeros(()))
+
+
+class Numbers(nnx.Module):
+    """Two parts."""
+
+    def __init__(self):
+        self.number = Number()
+        self.other = Number()
+
+
+class Zeros:
+    """Examples that say nothing."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return {"x": np.float32(0.0)}
+
+
+class Towards:
+    """A system whose stages `b`, then `a` move the same number: 3 steps up, then 3 down by half.
+
+    Steps are as long as the rate, whatever the gradient (Adam without memory).
+    """
+
+    @staticmethod
+    def make_model(config):
+        return Numbers()
+
+    @staticmethod
+    def stages(config):
+        def stage(name, loss, train):
+            transform = lambda example, rng: example  # noqa: E731
+            return Stage(name, loss, train, Zeros(), transform, config.stages[name])
+
+        def up(model, batch, key):
+            return -model.number.value[...] - model.other.value[...] + 0 * batch["x"].sum(), {}
+
+        def down(model, batch, key):
+            return model.number.value[...] + 0 * batch["x"].sum(), {}
+
+        both = [(r"number\.", 1.0), (r"other\.", 1.0)]
+        return [stage("b", up, both), stage("a", down, [(r"number\.", 0.5)])]
+
+
+@pytest.fixture
+def door(tmp_path, monkeypatch):
+    """Trains `Towards`; `door(*flags)` returns its workdir."""
+    monkeypatch.setattr(train, "load_system", lambda _: Towards)
+    recipe = tmp_path / "towards.py"
+    recipe.write_text(CONFIG)
+
+    def run(*flags):
+        workdir = tmp_path / "run"
+        assert train.main(["--config", str(recipe), "--workdir", str(workdir), *flags]) == 0
+        return workdir
+
+    return run
+
+
+def load(workdir, config=None):
+    model = weights.load_model(jax.eval_shape(Numbers), config or from_workdir(workdir), workdir)
+    return [float(part.value[...]) for part in (model.number, model.other)]
+
+
+def test_stages_train_and_load_in_the_order_of_the_systems_list(door, capsys):
+    workdir = door()
+    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(line["stage"] for line in steps)) == ["b", "a"]
+    assert json.loads((workdir / "weights" / "stages.json").read_text()) == [
+        {"name": "b", "parts": ["number", "other"]},
+        {"name": "a", "parts": ["number"]},
+    ]
+    assert load(workdir) == [1.5, 3.0]
+    # Started again, a finished run stays as it is.
+    door()
+    assert load(workdir) == [1.5, 3.0]
+
+
+def test_a_run_without_the_list_loads_by_name_and_says_so(door, capsys):
+    workdir = door()
+    (workdir / "weights" / "stages.json").unlink()
+    assert load(workdir) == [3.0, 3.0]
+    assert "weights are loaded in the order a, b" in capsys.readouterr().err
+    # Started again, the run writes the list it lacks.
+    door()
+    assert load(workdir) == [1.5, 3.0]
+
+
+def test_the_list_holds_only_stages_that_have_ended(door):
+    workdir = door()
+    stages = Towards.stages(from_workdir(workdir))
+    weights.file(workdir, "a").unlink()
+    with pytest.raises(UserError, match=r"a\.safetensors is missing, though .*stages\.json"):
+        load(workdir)
+    weights.list_stages(workdir, stages, [["number.value", "other.value"], ["number.value"]])
+    assert load(workdir) == [3.0, 3.0]
+    (workdir / "weights" / "stages.json").write_text("[1")
+    with pytest.raises(UserError, match=r"stages\.json is damaged"):
+        load(workdir)
+
+
+def test_a_system_whose_every_part_is_given_trains_nothing_and_can_be_used(door, tmp_path, capsys):
+    model = Numbers()
+    for part, value in ((model.number, 7.0), (model.other, 8.0)):
+        part.value[...] = jnp.float32(value)
+    pretrained.save(model.number, tmp_path / "number.safetensors")
+    pretrained.save(model.other, tmp_path / "other.safetensors")
+    given = [f"--config.pretrained.{n}={tmp_path / n}.safetensors" for n in ("number", "other")]
+    workdir = door(*given)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "nothing to train" in told
+    assert "a: not trained" in told
+    assert "b: not trained" in told
+    assert (workdir / "metrics.jsonl").read_text() == ""
+    assert load(workdir) == [7.0, 8.0]
+
+
+def test_a_part_that_an_earlier_stage_trained_is_not_given_any_more():
+    config = ConfigDict({"pretrained": {"number": "n", "other": ""}, "stages": {"a": {}, "b": {}}})
+
+    def names(config, stages):
+        return [s.name for s in weights.stages_to_train(stages, jax.eval_shape(Numbers), config)]
+
+    b, a = Towards.stages(config)
+    assert names(config, [b, a]) == ["b", "a"]
+    assert names(config, [a, b]) == ["b"]
+    config.pretrained.other = "o"
+    assert names(config, [b, a]) == []
+
+
+def test_no_part_of_that_name():
+    config = ConfigDict({"pretrained": {"nothing": "file"}})
+    with pytest.raises(UserError, match=r"--config\.pretrained\.nothing=file: this config's model"):
+        weights.pretrained_parameters(jax.eval_shape(Numbers), config)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "trained"),
+    [
+        ("voi_django", (), ["joint", "separate", "tune"]),
+        ("voi_django", ("decoder",), ["joint", "separate", "tune"]),
+        ("voi_django", ("decoder", "permutation"), []),
+        ("voi_order_recovery", (), ["decoder", "permutation"]),
+        ("voi_order_recovery", ("decoder",), ["permutation"]),
+    ],
+)
+def test_stages_of_voi(recipe, given, trained):
+    flags = [f"--config.pretrained.{part}=file" for part in given]
+    config, _ = parse_config(["--config", f"configs/{recipe}.py", *flags])
+    skeleton = jax.eval_shape(lambda: voi.make_model(config))
+    stages = weights.stages_to_train(voi.stages(config), skeleton, config)
+    assert [stage.name for stage in stages] == trained

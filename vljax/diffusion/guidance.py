@@ -31,6 +31,7 @@ from vljax.diffusion.process import Denoiser, Guidance, Process, at, p_mean_vari
 from vljax.diffusion.samplers import AfterStep
 from vljax.diffusion.schedules import Schedule
 from vljax.errors import UserError
+from vljax.ops.similarity import cosine
 
 
 class Encoding(NamedTuple):
@@ -64,12 +65,12 @@ def language(text: Float[Array, " e"] | Float[Array, "b e"]) -> Term:
     Args:
         text: Embedding of one text, or of one for each picture.
     """
-    return lambda seen, t: _cosine(seen.embedding, text)
+    return lambda seen, t: cosine(seen.embedding, text)
 
 
 def content(reference: Reference) -> Term:
     """Agreement with what a picture shows, wherever it shows it (equation 4.7)."""
-    return lambda seen, t: _cosine(seen.embedding, reference(t).embedding)
+    return lambda seen, t: cosine(seen.embedding, reference(t).embedding)
 
 
 def structure(reference: Reference) -> Term:
@@ -276,12 +277,6 @@ def ilvr(
 
 def _float(x: Array) -> Array:
     return x.astype(jnp.float32)
-
-
-def _cosine(a: Float[Array, "b e"], b: Float[Array, "*b e"]) -> Float[Array, " b"]:
-    a, b = _float(a), _float(b)
-    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return (a * b).sum(-1) / norms
 
 
 def _gram(x: Float[Array, "b h w c"]) -> Float[Array, "b c c"]:

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
-from vljax.metrics.retrieval import cosine_similarity
 from vljax.models.perceptual import LPIPS
+from vljax.ops.similarity import cosine
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def embedding_distance(features: Callable[[Array], Array], network: str) -> Dist
     return Distance(
         f"1 − cosine of {network} (stand-in for LPIPS)",
         features,
-        lambda a, b: 1 - cosine_similarity(a, b),
+        lambda a, b: 1 - cosine(a, b),
     )
 
 

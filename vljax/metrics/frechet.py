@@ -23,9 +23,9 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from vljax import files
-from vljax.diffusion.pixels import to_unit
 from vljax.errors import RunError, UserError
 from vljax.models.inception import InceptionV3
+from vljax.ops.pixels import to_unit
 from vljax.pretrained import load
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
+from vljax.ops.similarity import cosine, normalise
 
 # Rows compared at once: bounds the memory for their distractors.
 _ROWS = 64
@@ -50,16 +51,6 @@ def draw_distractors(
     return chosen if own is None else chosen + (chosen >= np.asarray(own)[:, None])
 
 
-def cosine_similarity(a: Float[Array, "*b d"], b: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-    """Cosine of the angle between vectors, float32; 0 for a vector of zeros."""
-    return (_unit(a) * _unit(b)).sum(-1)
-
-
-def _unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    x = x.astype(jnp.float32)
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
 def retrieval_accuracy(
     queries: Float[Array, "n d"],
     targets: Float[Array, "n d"],
@@ -95,7 +86,7 @@ def _places(
     distractors: Int[Array, "n m"],
 ) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
     """For each query, how many distractors come before its target, and how many level with it."""
-    pool = _unit(pool)
+    pool = normalise(pool)
 
     def places(row: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         query, target, others = row
@@ -103,7 +94,7 @@ def _places(
         own, rest = similarity[0], similarity[1:]
         return (~(rest <= own)).sum(), (rest == own).sum()
 
-    rows = (_unit(queries), _unit(targets), jnp.asarray(distractors))
+    rows = (normalise(queries), normalise(targets), jnp.asarray(distractors))
     return jax.lax.map(places, rows, batch_size=_ROWS)
 
 
@@ -134,4 +125,4 @@ def clip_score(
         texts: CLIP embeddings of their texts.
         weight: 2.5 in the paper; papers on generation often report 100.
     """
-    return weight * jnp.maximum(cosine_similarity(images, texts), 0)
+    return weight * jnp.maximum(cosine(images, texts), 0)

@@ -32,6 +32,7 @@ from vljax.errors import UserError
 from vljax.models.clip import CLIP, VisionTransformer
 from vljax.models.layers import Conv, LayerNorm, Linear, apply, fan_in_uniform
 from vljax.ops.attention import attention
+from vljax.ops.pixels import to_unit
 
 # What CLIPSeg, unlike CLIP, subtracts from and divides by: ImageNet's red, green and blue.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -394,7 +395,7 @@ def segmentation_loss(
         The mean over pixels, and `iou`: the mean overlap of the masks at probability 1/2 with the
         true ones (1 where both are empty).
     """
-    images = batch["image"].astype(jnp.float32) / 127.5 - 1
+    images = to_unit(batch["image"])
     logits, mask = model(images, batch["tokens"]), batch["mask"].astype(bool)
     loss = optax.sigmoid_binary_cross_entropy(logits, mask.astype(jnp.float32)).mean()
     found = logits > 0
@@ -430,7 +431,7 @@ def infer_shape(
         raise UserError(f"threshold={threshold}: choose a probability between 0 and 1")
     size = (model.input_size, model.input_size)
     shown = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
-    images = np.asarray(shown, np.float32)[None] / 127.5 - 1
+    images = to_unit(np.asarray(shown))[None]
     logits = _logits(model, images, tokenizer([text], model.clip.context_length))
     height, width = picture.shape[:2]
     full = Image.fromarray(np.asarray(logits[0])).resize((width, height), Image.Resampling.BILINEAR)

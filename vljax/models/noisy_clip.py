@@ -3,7 +3,7 @@
 Park, *Vision and Language Understanding Through Generative Modeling* (2023), section 4.3.5; Liu et
 al., *More Control for Free! Image Synthesis with Semantic Diffusion Guidance* (2023). Every norm
 of a CLIP's image tower becomes adaptive: its output is scaled and shifted by amounts that a small
-network reads off the time. `from_clip` starts from a CLIP, `contrastive_loss` trains without
+network reads off the time. `from_clip` starts from a CLIP; the contrastive loss trains without
 captions: a noisy picture's embedding must find that of its clean self, by the original CLIP, among
 those of the batch.
 """
@@ -164,29 +164,3 @@ def from_clip(clip: CLIP, image_size: int, *, rngs: nnx.Rngs) -> NoisyCLIP:
         shape = ((image_size // cell) ** 2 + 1, positioned.positional_embedding.shape[1])
         positioned.positional_embedding = normal(rngs, shape, shape[1] ** -0.5)
     return NoisyCLIP(visual, dtype=clip.dtype, rngs=rngs)
-
-
-def contrastive_loss(
-    noisy: Float[Array, "b e"],
-    clean: Float[Array, "b e"],
-    scale: float | Float[Array, ""] = 100.0,
-) -> Float[Array, ""]:
-    """How badly each embedding finds its partner in the batch, in both directions.
-
-    The cross-entropies of the scaled cosine similarities by rows and by columns, each the mean
-    over the batch, summed. The batch is the whole one over all devices: on a sharded array the
-    compiler gathers the partners.
-
-    Args:
-        noisy: Embeddings, of any length but zero.
-        clean: Their partners'.
-        scale: Factor on the cosines, the inverse temperature.
-    """
-
-    def normalised(x: Float[Array, "b e"]) -> Float[Array, "b e"]:
-        x = x.astype(jnp.float32)
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-    logits = scale * normalised(noisy) @ normalised(clean).T
-    own = jnp.diagonal(logits)
-    return sum((jax.nn.logsumexp(logits, axis) - own).mean() for axis in (0, 1))

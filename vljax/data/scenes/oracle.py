@@ -34,6 +34,7 @@ from vljax.data.scenes.world import (
     visibility,
 )
 from vljax.errors import UserError
+from vljax.ops.pixels import to_levels
 
 #: Least agreement, 0 to 1, between a patch and the outline that explains it.
 MIN_SCORE = 0.72
@@ -180,7 +181,7 @@ def _levels(image: np.ndarray) -> Float[np.ndarray, "h w 3"]:
         return image.astype(np.float32)
     if not np.issubdtype(image.dtype, np.floating):
         raise UserError(f"oracle: image of type {image.dtype}: give uint8, or float in [-1, 1]")
-    return (np.clip(np.nan_to_num(image), -1, 1).astype(np.float32) + 1) * 127.5
+    return to_levels(np.clip(np.nan_to_num(image), -1, 1).astype(np.float32))
 
 
 def _block_mean(pixels: np.ndarray, factor: int) -> np.ndarray:

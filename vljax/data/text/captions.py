@@ -37,6 +37,7 @@ from vljax.data.scenes import (
     render,
 )
 from vljax.errors import UserError
+from vljax.ops.pixels import to_unit
 
 #: Cells along each side of the grid, and pixels along each side of a cell, of `"pixels"`.
 GRID, CELL = 7, 8
@@ -287,7 +288,7 @@ def grid_boxes(rows: int, columns: int) -> Float[np.ndarray, "r 4"]:
 def _patches(image: np.ndarray) -> tuple[Float[np.ndarray, "r d"], Float[np.ndarray, "r 4"]]:
     side = GRID * CELL
     square = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
-    pixels = np.asarray(square, np.float32) / 127.5 - 1
+    pixels = to_unit(np.asarray(square))
     cells = pixels.reshape(GRID, CELL, GRID, CELL, 3).swapaxes(1, 2)
     return cells.reshape(GRID * GRID, -1), grid_boxes(GRID, GRID)
 

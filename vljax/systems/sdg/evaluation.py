@@ -26,13 +26,13 @@ from vljax.data.scenes.world import COLOURS, SHAPES
 from vljax.data.text.tokenizers import Tokenizer
 from vljax.diffusion.likelihood import bits_per_dimension
 from vljax.diffusion.noise import example_keys
-from vljax.diffusion.pixels import to_unit
 from vljax.diffusion.progress import Progress, progress_bar
 from vljax.errors import UserError
 from vljax.metrics.diversity import lpips_distance
 from vljax.metrics.frechet import inception_features
 from vljax.models.clip import CLIP
 from vljax.models.perceptual import LPIPS
+from vljax.ops.pixels import to_unit
 from vljax.pretrained import load
 from vljax.systems.sdg.face_instructions import face_instructions
 from vljax.systems.sdg.judge import PAPER, Judge

@@ -22,6 +22,7 @@ from vljax.metrics.retrieval import (
     r_precision,
     retrieval_accuracy,
 )
+from vljax.ops.pixels import to_pixels, to_unit
 
 DISTRACTORS = 99
 
@@ -82,7 +83,7 @@ class Judge:
         self.features = inception or embed
         self.real = self._moments(real).finish()
         self.distance = distance or embedding_distance(
-            lambda images: embed(jnp.round((images + 1) * 127.5).astype(jnp.uint8)), "CLIP"
+            lambda images: embed(to_pixels(images)), "CLIP"
         )
         self.notes = {
             "FID": "Inception-v3" if inception else "stand-in: features of the clean CLIP",
@@ -115,7 +116,7 @@ class Judge:
         generator = np.random.default_rng(self.seed)
         others = draw_distractors(generator, len(flat), len(self.pool), DISTRACTORS)
         fid = frechet_distance(self._moments(flat).finish(), self.real)
-        groups = (jnp.asarray(group, jnp.float32) / 127.5 - 1 for group in pictures)
+        groups = (to_unit(jnp.asarray(group)) for group in pictures)
         row: dict[str, Any] = {"source": "here", "data": self.data, "method": method, "FID": fid}
         row["diversity"] = diversity(groups, self.distance, seed=self.seed).mean
         row |= retrieval_accuracy(asked, seen, self.pool, others)

@@ -16,16 +16,16 @@ from vljax.data.scenes import Scenes
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
 from vljax.diffusion import guidance as guiding
 from vljax.diffusion.noise import example_keys, start_noise
-from vljax.diffusion.pixels import to_pixels, to_unit
 from vljax.diffusion.process import Guidance, Process
 from vljax.diffusion.progress import Progress, progress_bar
 from vljax.diffusion.samplers import AfterStep, ddim, ddpm, dpm_solver_pp_2m
 from vljax.diffusion.schedules import named_schedule, parse_timesteps, respace
 from vljax.errors import UserError
-from vljax.metrics.retrieval import cosine_similarity
 from vljax.models.clip import CLIP
 from vljax.models.noisy_clip import from_clip
 from vljax.models.unet import UNet
+from vljax.ops.pixels import to_pixels, to_unit
+from vljax.ops.similarity import cosine
 
 SAMPLERS = ("ddpm", "ddim", "dpm_solver")
 # What can guide: a text (equation 4.6), or a picture's content (4.7), structure (4.8), style (4.9).
@@ -169,7 +169,7 @@ def make_guidance(
         texts = jax.vmap(model.clip.encode_text)(target)
 
         def logits(x: Array, t: Array) -> Float[Array, "b k"]:
-            return 100.0 * cosine_similarity(encode(x, t)[0][:, None], texts)
+            return 100.0 * cosine(encode(x, t)[0][:, None], texts)
 
         scores.append((scale, guiding.classifier_score(logits, jnp.int32(0))))
     return guiding.score_guidance(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
@@ -15,12 +14,12 @@ from vljax.data.pictures.images import contact_sheet, image_grid, image_transfor
 from vljax.data.scenes import prompt
 from vljax.diffusion.losses import named_loss
 from vljax.diffusion.noise import example_keys
-from vljax.diffusion.pixels import to_unit
 from vljax.diffusion.process import q_sample
 from vljax.diffusion.timesteps import named_timestep_sampler
 from vljax.errors import UserError
-from vljax.metrics.retrieval import cosine_similarity
-from vljax.models.noisy_clip import contrastive_loss, from_clip
+from vljax.models.noisy_clip import from_clip
+from vljax.ops.pixels import to_unit
+from vljax.ops.similarity import clip_scale, contrastive_loss, cosine
 from vljax.systems.sdg.model import (
     SAMPLERS,
     SDG,
@@ -129,13 +128,8 @@ def clip_loss(model: SDG, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict
     """CLIP's contrast of pictures and texts over the whole batch (Radford et al. 2021)."""
     images = model.clip.encode_image(to_unit(batch["image"]))
     texts = model.clip.encode_text(batch["tokens"])
-    scale = _sharpness(model)
-    return contrastive_loss(images, texts, scale) / 2, {"scale": scale}
-
-
-def _sharpness(model: SDG) -> Float[Array, ""]:
-    """CLIP's learned factor on cosines; never above 100, as in the original."""
-    return jnp.minimum(jnp.exp(model.clip.logit_scale[...]), 100.0)
+    scale = clip_scale(model.clip.logit_scale[...])
+    return contrastive_loss(images, texts, scale), {"scale": scale}
 
 
 def start_noisy_clip(model: SDG, config: ConfigDict) -> SDG:
@@ -158,9 +152,9 @@ def noisy_clip_loss(config: ConfigDict) -> Callable:
         clean = jax.lax.stop_gradient(model.clip.encode_image(x0))
         noisy = model.noisy_clip.encode_image(x_t, t)
         # As sharp as the CLIP was trained: the published ones all ended at 100.
-        scale = jax.lax.stop_gradient(_sharpness(model))
-        cosine = cosine_similarity(noisy, clean).mean()
-        return contrastive_loss(noisy, clean, scale), {"cosine": cosine}
+        scale = jax.lax.stop_gradient(clip_scale(model.clip.logit_scale[...]))
+        metrics = {"cosine": cosine(noisy, clean).mean()}
+        return contrastive_loss(noisy, clean, scale, directions="sum"), metrics
 
     return loss
 

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from vljax.data.pictures.images import contact_sheet, write_png
 from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.scenes import SHAPES, Scenes, words
-from vljax.diffusion.pixels import to_unit
 from vljax.errors import UserError
 from vljax.metrics.frechet import frechet_distance, inception_features, moments
 from vljax.metrics.psnr import psnr
@@ -31,6 +30,7 @@ from vljax.metrics.shape import (
     shape_score,
 )
 from vljax.models.clip import CLIP
+from vljax.ops.pixels import to_unit
 from vljax.systems.shape_guided.model import (
     INVERTING,
     METHODS,

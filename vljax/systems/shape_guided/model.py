@@ -29,7 +29,6 @@ from vljax.diffusion.editing import (
     sdedit,
 )
 from vljax.diffusion.noise import start_noise
-from vljax.diffusion.pixels import to_pixels, to_unit
 from vljax.diffusion.process import Guidance, Process, p_mean_variance
 from vljax.diffusion.progress import Progress, progress_bar
 from vljax.diffusion.prompt_to_prompt import (
@@ -49,6 +48,8 @@ from vljax.models.folders import read_json, stable_diffusion_arguments, unet_arg
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.ops.inside_outside import join_prompts, resize_nearest
+from vljax.ops.pixels import to_pixels, to_unit
+from vljax.ops.similarity import cosine
 
 METHODS = ("shape_guided", "without_ioa", "prompt_to_prompt", "sdedit", "inpaint", "blended")
 """Ours, ours without Inside-Outside Attention, and the baselines of table 5.2."""
@@ -633,7 +634,6 @@ def _blended(
     z0 = sd.encode(to_unit(request.image))
     nothing = jnp.broadcast_to(empty, (len(z0), *empty.shape[1:]))
     wanted = clip.encode_text(request.tokens.edit)
-    wanted /= jnp.linalg.norm(wanted, axis=-1, keepdims=True)
     last = len(process.schedule) - 1
 
     def denoiser(z: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Float[Array, "b h w c"]:
@@ -644,8 +644,7 @@ def _blended(
         guess = sd.decode(p_mean_variance(process, denoiser, z, step).x0)
         # CLIP looks at the object alone.
         seen = clip.encode_image(jnp.where(request.keep[..., None] == 1, 0.0, guess))
-        seen /= jnp.linalg.norm(seen, axis=-1, keepdims=True)
-        return (seen * wanted).sum()
+        return cosine(seen, wanted).sum()
 
     def guidance(z: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Float[Array, "b h w c"]:
         return BLENDED_GUIDANCE * jax.grad(agreement)(z, t)

@@ -17,14 +17,14 @@ from vljax.data.text.tokenizers import Tokenizer
 from vljax.diffusion.editing import guided
 from vljax.diffusion.losses import named_loss
 from vljax.diffusion.noise import example_keys, start_noise
-from vljax.diffusion.pixels import to_pixels, to_unit
 from vljax.diffusion.samplers import ddim
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import segmentation_loss
 from vljax.models.control import drop_keys
-from vljax.models.noisy_clip import contrastive_loss
 from vljax.models.parameters import named_parameters, with_parameters
+from vljax.ops.pixels import to_pixels, to_unit
+from vljax.ops.similarity import clip_scale, contrastive_loss
 from vljax.systems.shape_guided.model import (
     ShapeGuided,
     inpainting_network,
@@ -121,7 +121,7 @@ def clip_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
     """CLIP's contrastive loss, the temperature learned (Radford et al. 2021, figure 3)."""
     clip = model.sd.text_encoder
     assert isinstance(clip, CLIP)
-    scale = jnp.exp(jnp.minimum(clip.logit_scale[...], jnp.log(100.0)))
+    scale = clip_scale(clip.logit_scale[...])
     pictures = clip.encode_image(to_unit(batch["image"]))
     return contrastive_loss(pictures, clip.encode_text(batch["tokens"]), scale), {"scale": scale}
 

@@ -15,6 +15,7 @@ from vljax.errors import UserError
 from vljax.models.insertion_search import search_order
 from vljax.ops.insertion import movable
 from vljax.ops.permutations import GumbelMatching, PlackettLuce
+from vljax.ops.similarity import cosine
 from vljax.systems.voi.model import VOI, Remembered, fixed_orders, open_source, tied
 from vljax.systems.voi.recipe import order_of, stage_names
 from vljax.systems.voi.use import written_pictures
@@ -168,8 +169,7 @@ def alignment_loss(model: VOI) -> Float[Array, ""]:
     assert model.permutation is not None
     theirs = jax.lax.stop_gradient(model.decoder.source.embedding.weight[...])
     own = model.permutation.source.embedding.weight[...]
-    lengths = jnp.linalg.norm(own, axis=-1) * jnp.linalg.norm(theirs, axis=-1)
-    distance = 1 - ((own * theirs).sum(-1) / jnp.maximum(lengths, 1e-9)).mean()
+    distance = 1 - cosine(own, theirs).mean()
     return distance if model.decoder.source.regions is not None else 2 * distance
 
 

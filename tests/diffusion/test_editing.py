@@ -8,7 +8,6 @@ import pytest
 from vljax.diffusion.editing import (
     blended_diffusion,
     guided,
-    inpainting,
     keep_from,
     noised_trajectory,
     sdedit,
@@ -103,24 +102,6 @@ def test_the_weaker_sdedit_the_closer_to_the_picture(process):
         )
         left.append(float(jnp.corrcoef(edited.ravel(), z0.ravel())[0, 1]))
     assert left[0] > 0.7 > 0.3 > left[1]
-
-
-def test_an_inpainting_network_sees_mask_and_surroundings():
-    seen = []
-
-    def network(x, t, context, /, *, control):
-        seen.append(x)
-        return x[..., :4]
-
-    masked, mask = noise(2, 8, 8, 4, seed=2), 1 - KEEP
-    x = noise(4, 8, 8, 4)
-    inpainting(network, mask, masked)(x, jnp.zeros(4), jnp.zeros((4, 5, 3)))
-    assert seen[0].shape == (4, 8, 8, 9)
-    np.testing.assert_array_equal(seen[0][..., :4], x)
-    np.testing.assert_array_equal(seen[0][..., 4], jnp.broadcast_to(mask, (4, 8, 8)))
-    # Once for the conditional batch, once for the unconditional one.
-    np.testing.assert_array_equal(seen[0][:2, ..., 5:], masked)
-    np.testing.assert_array_equal(seen[0][2:, ..., 5:], masked)
 
 
 def test_blended_diffusion_follows_its_guidance_inside_only(process):

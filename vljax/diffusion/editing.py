@@ -2,9 +2,7 @@
 
 SDEdit (Meng et al. 2022) noises a picture part of the way and denoises it again under another
 prompt. Blended Diffusion (Avrahami et al. 2022) guides a pixel model inside a mask and puts the
-picture's own, noised, back outside it after every step. Inpainting by a network that sees mask
-and surroundings is section 4.5 of Rombach et al., "High-Resolution Image Synthesis with Latent
-Diffusion Models" (2022).
+picture's own, noised, back outside it after every step.
 
 Putting the picture back outside the mask ("copy background") is `keep_from` for all of them: it
 reads a trajectory indexed by noise level as in `vljax.diffusion.samplers`, from an inversion or
@@ -141,34 +139,6 @@ def sdedit(
     levels = noised_trajectory(process.schedule, z0, noise)
     after_step = keep_from(levels, keep)
     return ddim(process, denoiser, levels[-1], clip=False, after_step=after_step, progress=progress)
-
-
-def inpainting(
-    network: Network, mask: Float[Array, "#b h w"], masked: Float[Array, "b h w c"]
-) -> Network:
-    """A 9-channel network as one of noisy latents alone.
-
-    Args:
-        network: Takes noisy latents, the mask and the masked picture's latents, in this order of
-            channels (Stable Diffusion's inpainting variant).
-        mask: 1 where the picture is to be made, at the latents' resolution.
-        masked: Latents of the picture whose pixels under the mask are grey (0 in [-1, 1]).
-    """
-
-    def call(
-        x: Float[Array, "b h w c"],
-        t: Int[Array, " b"],
-        context: Float[Array, "b n d"],
-        /,
-        *,
-        control: Control = plain,
-    ) -> Float[Array, "b h w c"]:
-        repeats = x.shape[0] // masked.shape[0]
-        where = jnp.broadcast_to(mask[..., None], (*masked.shape[:-1], 1))
-        seen = jnp.tile(jnp.concatenate([where, masked], axis=-1), (repeats, 1, 1, 1))
-        return network(jnp.concatenate([x, seen], axis=-1), t, context, control=control)
-
-    return call
 
 
 def blended_diffusion(

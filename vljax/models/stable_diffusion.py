@@ -8,7 +8,7 @@ named as the subfolders of a `diffusers` pipeline, which loads as it is:
     sd = pretrained.load(sd, folder)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from vljax.errors import UserError
 from vljax.models.autoencoder import AutoencoderKL
 from vljax.models.clip import CLIP, TextTransformer
 from vljax.models.conditional_unet import ConditionalUNet
+from vljax.models.control import Control, plain
+from vljax.ops.inside_outside import resize_nearest
 
 
 class StableDiffusion(nnx.Module):
@@ -79,3 +81,44 @@ class StableDiffusion(nnx.Module):
     def embed(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         """Texts as the U-Net reads them, float32."""
         return self.text_encoder.hidden_states(tokens).astype(jnp.float32)
+
+
+def inpainting_network(
+    sd: StableDiffusion,
+    unet: Callable[..., Float[Array, "b h2 w2 c"]],
+    images: Float[Array, "b h w 3"],
+    mask: Float[Array, "#b h w"],
+) -> Callable[..., Float[Array, "b h2 w2 c"]]:
+    """An inpainting U-Net (ibid., section 4.5) as one of noisy latents and texts alone.
+
+    It sees noisy latents, the mask, and the latents of the picture whose pixels under the mask are
+    grey, in this order of channels. The mask's corner pixels are picked, as torch's `nearest` does,
+    with which the published network was trained.
+
+    Args:
+        sd: Gives the latents.
+        unet: A `ConditionalUNet` of 2c + 1 channels.
+        images: What is to be inpainted, in [-1, 1].
+        mask: 1 where it is to draw, 0 elsewhere.
+
+    Returns:
+        `(x, t, context, control=plain) -> prediction`, also for batches of several times as many
+        rows, such as the two halves of classifier-free guidance.
+    """
+    masked = sd.encode(jnp.where(mask[..., None] == 1, 0.0, images))
+    small = resize_nearest(mask, (masked.shape[1], masked.shape[2]), rule="corner")
+    where = jnp.broadcast_to(small[..., None], (*masked.shape[:-1], 1))
+    seen = jnp.concatenate([where, masked], axis=-1)
+
+    def network(
+        x: Float[Array, "n*b h2 w2 c"],
+        t: Int[Array, " n*b"],
+        context: Float[Array, "n*b n d"],
+        /,
+        *,
+        control: Control = plain,
+    ) -> Float[Array, "n*b h2 w2 c"]:
+        tiled = jnp.tile(seen, (len(x) // len(seen), 1, 1, 1))
+        return unet(jnp.concatenate([x, tiled], axis=-1), t, context, control=control)
+
+    return network

@@ -23,7 +23,6 @@ from vljax.diffusion import shape_guided
 from vljax.diffusion.editing import (
     blended_diffusion,
     guided,
-    inpainting,
     keep_from,
     noised_trajectory,
     sdedit,
@@ -45,7 +44,7 @@ from vljax.models.clip import CLIP
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.folders import read_json, stable_diffusion_arguments, unet_arguments
-from vljax.models.stable_diffusion import StableDiffusion
+from vljax.models.stable_diffusion import StableDiffusion, inpainting_network
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.ops.inside_outside import join_prompts, resize_nearest
 from vljax.ops.pixels import to_pixels, to_unit
@@ -178,16 +177,6 @@ def make_process(
         kept = times[: max(1, round(strength * len(times)))]
         schedule = respace(schedule, kept, clean_end=clean_end)
     return Process(schedule, fields.prediction)
-
-
-def inpainting_network(
-    model: ShapeGuided, images: Float[Array, "b h w 3"], mask: Float[Array, "#b h w"]
-) -> Any:
-    """The inpainting U-Net as one of noisy latents alone; `mask` is 1 where it is to draw."""
-    masked = model.sd.encode(jnp.where(mask[..., None] == 1, 0.0, images))
-    small = resize_nearest(mask, (masked.shape[1], masked.shape[2]), rule="centre")
-    assert model.inpaint is not None
-    return inpainting(model.inpaint, small, masked)
 
 
 # Edits -----------------------------------------------------------------------------------------
@@ -606,15 +595,15 @@ def _sdedit(
 def _inpaint(
     model: ShapeGuided, process: Process, request: Request, progress: Progress
 ) -> UInt8[Array, "b H W 3"]:
+    assert model.inpaint is not None
     _, context, empty = _contexts(model.sd, request.tokens, split=False)
     images = to_unit(request.image)
+    network = inpainting_network(model.sd, model.inpaint, images, request.shape)
     z0 = model.sd.encode(images)
     noise = _noise(request, z0.shape[1:])
     latents = ddim(
         process,
-        guided(
-            inpainting_network(model, images, request.shape), context, empty, request.guidance_scale
-        ),
+        guided(network, context, empty, request.guidance_scale),
         noise,
         clip=False,
         after_step=keep_from(

@@ -23,14 +23,10 @@ from vljax.models.clip import CLIP
 from vljax.models.clipseg import segmentation_loss
 from vljax.models.control import drop_keys
 from vljax.models.parameters import named_parameters, with_parameters
+from vljax.models.stable_diffusion import inpainting_network
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss
-from vljax.systems.shape_guided.model import (
-    ShapeGuided,
-    inpainting_network,
-    make_process,
-    make_tokenizer,
-)
+from vljax.systems.shape_guided.model import ShapeGuided, make_process, make_tokenizer
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 
@@ -159,7 +155,8 @@ def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
         context = model.sd.embed(batch["tokens"])
         network: Any
         if inpaint:
-            network = inpainting_network(model, images, batch["mask"].astype(jnp.float32))
+            mask = batch["mask"].astype(jnp.float32)
+            network = inpainting_network(model.sd, model.inpaint, images, mask)
         else:
             dropout = drop_keys(dropout_key, len(z0), config.diffusion.attention_dropout)
             network = functools.partial(model.sd.unet, control=dropout)

@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
             stage, program, skeleton, parameters, mesh=mesh, config=config, workdir=workdir
         )
         if result is None:
+            workdir.close()
             # Schedulers that take 0 for "finished for good" (Kubernetes) ask for another status.
             return int(os.environ.get("VLJAX_STOPPED_STATUS", "0"))
         parameters = result

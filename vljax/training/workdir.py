@@ -11,11 +11,13 @@ pictures/                samples drawn during training
 ```
 """
 
+import functools
 import json
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +31,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
 
 from vljax import files
 from vljax.config import flatten, to_json
@@ -65,7 +66,6 @@ class Workdir:
         except OSError as error:
             raise UserError(f"--workdir={path} cannot be made ({error}): give another") from error
         files.write(self.path / "config.json", to_json(config))
-        self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), flush_secs=10)
         self._metrics = (self.path / "metrics.jsonl").open("a")
 
     def _check_config(self, config: ConfigDict) -> None:
@@ -83,6 +83,13 @@ class Workdir:
                 f"--workdir={self.path} holds a run with another config: {', '.join(different)}; "
                 "give another --workdir, or the same config to resume it"
             )
+
+    @functools.cached_property
+    def _tensorboard(self) -> Any:
+        """What writes for TensorBoard. Its package takes seconds to import where PyTorch is."""
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self.path / "tensorboard"), flush_secs=10)
 
     def say(self, text: str) -> None:
         """A line on the console."""
@@ -142,4 +149,5 @@ class Workdir:
         """Flush and close what is open."""
         if self.leads:
             self._metrics.close()
-            self._tensorboard.close()
+            if "_tensorboard" in self.__dict__:  # written to
+                self._tensorboard.close()

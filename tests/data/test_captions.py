@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vljax.data.pictures.images import decode_image, write_png
-from vljax.data.pictures.sources import CorruptExampleError
 from vljax.data.scenes import Scenes, boxes, captions
+from vljax.data.source import CorruptExampleError
 from vljax.data.text.captions import (
     CELL,
     GRID,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vljax.data import pipeline
-from vljax.data.pictures.sources import CorruptExampleError
+from vljax.data.source import CorruptExampleError
 from vljax.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from vljax.data.pictures.shape_prompts import ShapePrompts, decode_mask, named_object
-from vljax.data.pictures.sources import CorruptExampleError, Source
 from vljax.data.scenes import Scenes
 from vljax.data.scenes.world import CLASSES
+from vljax.data.source import CorruptExampleError, Source
 from vljax.errors import UserError
 
 PUBLISHED = Path(__file__).parents[2] / "../shared/data/shape_prompts"

@@ -16,6 +16,7 @@ from PIL import Image
 from vljax.data import pipeline
 from vljax.data.pictures import sources
 from vljax.data.pictures.images import decode_image, image_transform
+from vljax.data.source import CorruptExampleError, Source
 from vljax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ class TestImageFolder:
             np.testing.assert_array_equal(source[i]["image"], expected)
         with pytest.raises(IndexError):
             source[len(source)]
-        assert isinstance(source, sources.Source)
+        assert isinstance(source, Source)
 
     def test_reads_ffhq_as_distributed(self, tmp_path):
         for i in (0, 1, 1000):
@@ -93,7 +94,7 @@ class TestImageFolder:
             Path(os.fsdecode(path)).write_bytes(b"")
         except OSError:
             pytest.skip("this file system takes only Unicode names")
-        with pytest.raises(sources.CorruptExampleError) as caught:
+        with pytest.raises(CorruptExampleError) as caught:
             sources.ImageFolder(tmp_path)[0]
         assert r"bad-\xff.png" in str(caught.value)
         str(caught.value).encode()
@@ -134,7 +135,7 @@ class TestImageFolder:
         elif kind != "vanished":
             kept = {"truncated": data[: len(data) // 2], "empty": b"", "text": b"<html>"}
             broken.write_bytes(kept[kind])
-        with pytest.raises(sources.CorruptExampleError, match=r"example 2 ") as caught:
+        with pytest.raises(CorruptExampleError, match=r"example 2 ") as caught:
             source[2]
         assert one_line(caught)
         assert str(broken) in str(caught.value)
@@ -283,7 +284,7 @@ class TestLsun:
         (key,) = lsun(tmp_path / "db", 1)
         with lmdb.open(str(tmp_path / "db"), map_size=2**26) as db, db.begin(write=True) as t:
             t.put(key.encode(), encoded(picture(0), "WEBP")[:60])
-        with pytest.raises(sources.CorruptExampleError, match=f"example 0 .*{key}"):
+        with pytest.raises(CorruptExampleError, match=f"example 0 .*{key}"):
             sources.Lsun(tmp_path / "db")[0]
 
     def test_worker_processes_open_their_own(self, tmp_path, cache_home):
@@ -305,7 +306,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from vljax.data.pictures.images import image_transform
 from vljax.data import pipeline
-from vljax.data.pictures.sources import CorruptExampleError, Tfds
+from vljax.data.pictures.sources import Tfds
+from vljax.data.source import CorruptExampleError
 from vljax.errors import UserError
 
 folder = sys.argv[1]

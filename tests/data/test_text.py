@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vljax.data.pictures.sources import Source
 from vljax.data.pipeline import batches
 from vljax.data.scenes import VOCABULARY
+from vljax.data.source import Source
 from vljax.data.text import (
     END,
     PAD,

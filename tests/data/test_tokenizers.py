@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vljax.data.text.tokenizers import END, START, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import (
+    END,
+    START,
+    captioned,
+    open_tokenizer,
+    train_tokenizer,
+    with_dropped_text,
+)
 from vljax.errors import UserError
 
 MERGES = Path(__file__).parents[2] / "../shared/data/clip/bpe_simple_vocab_16e6.txt.gz"
@@ -226,3 +233,27 @@ def test_mistakes_are_refused(small):
         small(["a"], 1)
     with pytest.raises(TypeError, match="not one string"):
         small("a cat", 8)
+
+
+def test_captions_are_told_with_their_pictures():
+    tokenizer = train_tokenizer(["red star", "blue heart"], 520)
+    image = np.zeros((2, 2, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    transform = captioned(tokenizer, 16)
+    made = transform({"image": image, "caption": "red star", "index": 3}, rng)
+    assert set(made) == {"image", "tokens"}
+    np.testing.assert_array_equal(made["tokens"], tokenizer(["red star"], 16)[0])
+    several = {"image": image, "captions": ["red star", "blue heart"]}
+    seen = {transform(several, rng)["tokens"].tobytes() for _ in range(20)}
+    assert seen == {tokens.tobytes() for tokens in tokenizer(several["captions"], 16)}
+
+
+def test_a_share_of_texts_is_dropped():
+    tokenizer = train_tokenizer(["red star", "blue heart"], 520)
+    example = {"image": np.zeros((2, 2, 3), np.uint8), "caption": "red star"}
+    empty = tokenizer([""], 16)[0]
+    rng = np.random.default_rng(0)
+    for share, low, high in ((0.0, 0, 0), (0.25, 30, 70), (1.0, 200, 200)):
+        transform = with_dropped_text(captioned(tokenizer, 16), tokenizer, share)
+        dropped = sum(np.array_equal(transform(example, rng)["tokens"], empty) for _ in range(200))
+        assert low <= dropped <= high

@@ -33,8 +33,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int64
 
-from vljax.data.pictures.images import Transform
-from vljax.data.pictures.sources import CorruptExampleError, Source
+from vljax.data.source import CorruptExampleError, Source, Transform
 from vljax.errors import UserError
 
 OnCorrupt = Literal["stop", "skip"]

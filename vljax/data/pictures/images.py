@@ -19,7 +19,7 @@ compressed, and the published statistics were computed without it.
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from vljax import files
+from vljax.data.source import Transform
 from vljax.errors import UserError
 from vljax.request import Picture
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-
-Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:

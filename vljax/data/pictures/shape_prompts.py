@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Bool, Int
 from pycocotools import mask as rle_tools
 
-from vljax.data.pictures.images import Transform, decode_image
-from vljax.data.pictures.sources import CorruptExampleError
-from vljax.data.scenes.world import CLASSES
+from vljax.data.pictures.images import decode_image
+from vljax.data.scenes import CLASSES
+from vljax.data.source import CorruptExampleError, Transform, check_index
 from vljax.errors import UserError
 
 #: Objects smaller or larger than these shares of the picture are left out of the benchmark.
@@ -108,8 +108,7 @@ class ShapePrompts:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside {len(self)} examples")
+        check_index(index, len(self))
         entry = self._entries[index]
         height, width = entry["picture"]["height"], entry["picture"]["width"]
         try:

@@ -14,37 +14,17 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lmdb
 import numpy as np
 
 from vljax import files
 from vljax.data.pictures.images import decode_image
+from vljax.data.source import CorruptExampleError, check_index
 from vljax.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A random-access sequence of examples.
-
-    A source may also have `fingerprint`, a short string that changes when its examples or their
-    order change; a resumed run is then checked against it.
-    """
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        ...
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        """Example `index`, `0 <= index < len(self)`."""
-        ...
-
-
-class CorruptExampleError(UserError):
-    """One example cannot be read; the message names its file and index."""
 
 
 def _decode(data: bytes, index: int, where: str) -> np.ndarray:
@@ -65,11 +45,6 @@ def _corrupt(index: int, where: str, error: Exception) -> CorruptExampleError:
 def _printable(path: str | os.PathLike[str]) -> str:
     """A path that any terminal or log can encode, undecodable bytes shown as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _check_index(index: int, length: int) -> None:
-    if not 0 <= index < length:
-        raise IndexError(f"index {index} is outside a source of {length} examples")
 
 
 class ImageFolder:
@@ -114,7 +89,7 @@ class ImageFolder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        _check_index(index, len(self.paths))
+        check_index(index, len(self.paths))
         path = os.path.join(self.root, self.paths[index])
         try:
             with open(path, "rb") as file:
@@ -203,7 +178,7 @@ class Lsun:
         return len(self._key_list())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        _check_index(index, len(self))
+        check_index(index, len(self))
         length, padded = self._key_list()[index]
         key = padded.tobytes()[:length]
         name = key.decode("utf-8", "backslashreplace")
@@ -380,7 +355,7 @@ class Tfds:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        _check_index(index, len(self))
+        check_index(index, len(self))
         key = f"{self._where} record {index}"
         try:
             example = dict(self._examples[index])

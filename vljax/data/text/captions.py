@@ -24,7 +24,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from vljax.data.pictures.images import decode_image
-from vljax.data.pictures.sources import IMAGE_SUFFIXES, CorruptExampleError
+from vljax.data.pictures.sources import IMAGE_SUFFIXES
 from vljax.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -36,6 +36,7 @@ from vljax.data.scenes import (
     captions,
     render,
 )
+from vljax.data.source import CorruptExampleError
 from vljax.errors import UserError
 from vljax.ops.pixels import to_unit
 

@@ -49,9 +49,9 @@ from ml_collections import ConfigDict
 from rich.progress import track
 
 from vljax import files
-from vljax.data.pictures.images import Transform
-from vljax.data.pictures.sources import CorruptExampleError, open_prepared
+from vljax.data.pictures.sources import open_prepared
 from vljax.data.scenes import VOCABULARY
+from vljax.data.source import CorruptExampleError, Transform, check_index, kept_for_training
 from vljax.data.text.captions import (
     CocoCaptions,
     SceneCaptions,
@@ -353,8 +353,7 @@ class Text:
         return len(self.corpus) if self._kept is None else len(self._kept)
 
     def _place(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside a source of {len(self)} examples")
+        check_index(index, len(self))
         return index if self._kept is None else int(self._kept[index])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -482,11 +481,7 @@ def _open_corpus(config: ConfigDict, *, held_out: bool) -> Corpus:
         corpus = TfdsPairs(data_set, config.path or None, split, source, target)
     if divided:
         count = len(corpus)
-        if config.held_out >= count:
-            raise UserError(
-                f"data.held_out={config.held_out} of {count} examples: some must stay for training"
-            )
-        start = count - config.held_out
+        start = kept_for_training(config.held_out, count)
         corpus = corpus.part(start, count) if held_out else corpus.part(0, start)
     if isinstance(corpus, CocoCaptions) and not held_out:
         return dataclasses.replace(corpus, each_caption=True)

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -20,6 +21,7 @@ from jaxtyping import Int
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vljax import files
+from vljax.data.source import Transform
 from vljax.errors import UserError
 
 START = "<|startoftext|>"
@@ -189,6 +191,42 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     learner.train_from_iterator(texts, trainer)
     merges = [(left, right) for left, right in json.loads(learner.to_str())["model"]["merges"]]
     return Tokenizer(_byte_pair_encoding(merges[: vocabulary_size - fixed]))
+
+
+def captioned(tokenizer: Tokenizer, length: int) -> Transform:
+    """The transform from a captioned picture to the picture and the tokens of a caption.
+
+    Args:
+        tokenizer: Texts to tokens.
+        length: Tokens of each text.
+
+    Returns:
+        `transform(example, rng) -> {"image", "tokens"}`. The caption is the field `caption`, or
+        one of `captions` by chance.
+    """
+
+    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        captions = example.get("captions")
+        caption = captions[rng.integers(len(captions))] if captions else example["caption"]
+        return {"image": example["image"], "tokens": tokenizer([caption], length)[0]}
+
+    return transform
+
+
+def with_dropped_text(transform: Transform, tokenizer: Tokenizer, share: float) -> Transform:
+    """A transform that gives so large a share of examples the empty text's `tokens`.
+
+    What learns from it can be asked without a text (Ho and Salimans, *Classifier-Free Diffusion
+    Guidance*, 2022, algorithm 1).
+    """
+
+    def dropping(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        made = transform(example, rng)
+        if rng.random() >= share:
+            return made
+        return {**made, "tokens": tokenizer([""], len(made["tokens"]))[0]}
+
+    return dropping
 
 
 def _byte_pair_encoding(

@@ -1,0 +1,226 @@
+"""Benchmarks: a data set together with what judges it, opened from a config's `data` fields.
+
+A recipe or a system asks a benchmark what it has, never what it is called: whether its pictures
+have captions to learn a text encoder from, whether an oracle finds objects in pictures like its
+own, which metrics judge its texts. Opening one touches no file; its sources are opened as they are
+asked for.
+
+```
+data.name        'scenes', or whatever `NAMES` lists, or a data set of TensorFlow Datasets
+data.path        folder, LMDB or TFDS directory; not used by scenes
+data.split       training split: 'train', 'val', 'train2017', …
+data.held_out    keep so many of the last examples for evaluation; scenes have a split for it
+data.image_size  scenes: side of the pictures
+data.scenes      scenes: arguments of `vljax.data.scenes.Scenes`
+data.annotations shape_prompts: its file of annotations
+```
+
+Texts have further fields: `vljax.data.text.corpus`.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from ml_collections import ConfigDict
+
+from vljax.data.pictures.shape_prompts import ShapePrompts
+from vljax.data.pictures.sources import ImageFolder, Lsun, Tfds
+from vljax.data.scenes import CLASSES, SHAPES, VOCABULARY, Scenes, oracle, words
+from vljax.data.source import Source, Span, kept_for_training
+from vljax.data.text import Text, open_text
+from vljax.errors import UserError
+
+_TEXT_METRICS = {
+    "scenes": ("coco_bleu", "meteor", "coco_rougeL", "cider"),
+    "coco": ("coco_bleu", "meteor", "coco_rougeL", "cider"),
+    "django": ("bleu", "accuracy"),
+    "gigaword": ("rouge1", "rouge2", "rougeL"),
+    "wmt16": ("bleu_13a", "meteor", "ter"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A data set and what judges it.
+
+    Attributes:
+        config: The `data` fields of a run.
+        has: Of "pictures", "texts", "captions" and "edits", those that can be opened.
+        captioned: Whether its pictures have captions, in the field `captions` of an example: then
+            a text encoder and its tokenizer can be learnt from it.
+        oracle: What finds the objects in pictures like its own (`vljax.data.scenes.oracle`), or
+            None where only pretrained networks could.
+        classes: Kinds of objects, as `class_ids` in examples number them; none where unknown.
+        vocabulary: Every word of its texts, where they are few enough to list.
+        tagger: Which tagger of `vljax.metrics.order` knows its words for certain; empty for none.
+    """
+
+    config: ConfigDict
+
+    has: ClassVar[tuple[str, ...]] = ()
+    captioned: ClassVar[bool] = False
+    oracle: ClassVar[ModuleType | None] = None
+    classes: ClassVar[tuple[str, ...]] = ()
+    vocabulary: ClassVar[tuple[str, ...]] = ()
+    tagger: ClassVar[str] = ""
+
+    @property
+    def label(self) -> str:
+        """What it is, in a few words, for tables and logs: `"folder /data/ffhq"`."""
+        path = self.config.get("path", "")
+        return f"{self.config.name} {path}" if path else self.config.name
+
+    @property
+    def text_metrics(self) -> tuple[str, ...]:
+        """Names in `vljax.metrics.text` of what judges its texts, as the papers' tables do."""
+        return _TEXT_METRICS.get(self.config.name, ())
+
+    def pictures(self, fields: tuple[str, ...] = ("image",), *, held_out: bool = False) -> Source:
+        """The training examples, or those kept for evaluation.
+
+        Args:
+            fields: What is needed of each example; scenes make nothing else.
+            held_out: The examples to evaluate on.
+
+        Raises:
+            UserError: the data is not there, has no such fields, or nothing is held out.
+        """
+        raise self._lacks("pictures")
+
+    def text(self, fields: tuple[str, ...] | None = None, *, held_out: bool = False) -> Text:
+        """Texts to write, beside what they are written from; see `vljax.data.text.open_text`.
+
+        Raises:
+            UserError: the data is not there, or has no texts.
+        """
+        return open_text(self.config, fields, held_out=held_out)
+
+    def captions(self, count: int) -> Iterator[str]:
+        """All captions of the first `count` training pictures.
+
+        Raises:
+            UserError: there are none.
+        """
+        raise self._lacks("captions")
+
+    def edits(self, count: int) -> Iterator[dict[str, Any]]:
+        """The first edits to judge by: at most `count` examples.
+
+        Each has `image` (uint8 [h w 3]), `edit_mask` (bool [h w]), `source_prompt` and
+        `edit_prompt`, and `category`: what a segmenter finds before and after, for an edit changes
+        how an object looks, not what it is.
+
+        Raises:
+            UserError: the data is not there, or has no edits.
+        """
+        raise self._lacks("edits")
+
+    def _lacks(self, what: str) -> UserError:
+        able = [name for name, kind in KINDS.items() if what in kind.has]
+        return UserError(
+            f"data.name={self.config.name!r} has no {what}: choose one of {', '.join(able)}"
+        )
+
+
+class ScenesBenchmark(Benchmark):
+    """Scenes, made as they are read, and the oracle that judges pictures of them."""
+
+    has = ("pictures", "captions", "edits", "texts")
+    captioned = True
+    oracle = oracle
+    classes = CLASSES
+    vocabulary = VOCABULARY
+    tagger = "scenes"
+
+    def pictures(self, fields: tuple[str, ...] = ("image",), *, held_out: bool = False) -> Source:
+        """Scenes of the training split, or of `"val"`."""
+        split = "val" if held_out else self.config.split
+        return self._scenes(fields=fields, split=split)
+
+    def captions(self, count: int) -> Iterator[str]:
+        """All wordings of the first `count` scenes, more if need be than a run trains on."""
+        scenes = self._scenes(fields=("captions",), size=count, split="train")
+        return (caption for scene in scenes for caption in scene["captions"])
+
+    def edits(self, count: int) -> Iterator[dict[str, Any]]:
+        """One object of each scene in another colour; its category is its shape."""
+        fields = ("image", "edit_mask", "source_prompt", "edit_prompt")
+        for example in self._scenes(fields=fields, size=count, split="val", edit_kinds="colour"):
+            shape = next(s for s in SHAPES if s in words(example["source_prompt"]))
+            yield {**example, "category": shape}
+
+    def _scenes(self, **wanted: Any) -> Scenes:
+        sized = {"image_size": self.config.image_size} if "image_size" in self.config else {}
+        return Scenes(**{**sized, **self.config.scenes, **wanted})
+
+
+class PicturesBenchmark(Benchmark):
+    """Pictures without words: a folder, LSUN, or a data set of TensorFlow Datasets."""
+
+    has = ("pictures",)
+
+    def pictures(self, fields: tuple[str, ...] = ("image",), *, held_out: bool = False) -> Source:
+        """All pictures but the last `data.held_out`, or these."""
+        config = self.config
+        source: Source
+        if config.name == "folder":
+            source = ImageFolder(config.path)
+        elif config.name == "lsun":
+            source = Lsun(config.path)
+        else:
+            source = Tfds(config.name, data_dir=config.path or None, split=config.split)
+        count = len(source)
+        kept = kept_for_training(config.held_out, count)
+        if not held_out:
+            return Span(source, 0, kept) if config.held_out else source
+        if not config.held_out:
+            raise UserError(
+                "data.held_out=0: nothing is kept for evaluation; train with "
+                "--config.data.held_out=N"
+            )
+        return Span(source, kept, count)
+
+
+class TextBenchmark(Benchmark):
+    """Texts beside other texts, or beside the regions of photographs."""
+
+    has = ("texts",)
+
+
+class EditsBenchmark(Benchmark):
+    """MS-COCO ShapePrompts: objects of photographs, and what they shall become."""
+
+    has = ("edits",)
+
+    def edits(self, count: int) -> Iterator[dict[str, Any]]:
+        """The first objects, at the photographs' own sizes; their category is COCO's."""
+        folder = Path(self.config.path)
+        source = ShapePrompts(folder / self.config.annotations, folder)
+        for index in range(min(count, len(source))):
+            example = source[index]
+            yield {**example, "category": example["source_prompt"]}
+
+
+KINDS: dict[str, type[Benchmark]] = {
+    "scenes": ScenesBenchmark,
+    "folder": PicturesBenchmark,
+    "lsun": PicturesBenchmark,
+    "coco": TextBenchmark,
+    "django": TextBenchmark,
+    "gigaword": TextBenchmark,
+    "wmt16": TextBenchmark,
+    "shape_prompts": EditsBenchmark,
+}
+#: Data sets that are read here; every other name is one of TensorFlow Datasets.
+NAMES = tuple(KINDS)
+
+
+def open_benchmark(config: ConfigDict) -> Benchmark:
+    """The benchmark of a config's `data` fields; see the module's docstring.
+
+    Nothing is read yet, so that a model can ask what its data has before there is any.
+    """
+    return KINDS.get(config.name, PicturesBenchmark)(config)

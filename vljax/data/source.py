@@ -1,0 +1,74 @@
+"""What all data have in common: sources of examples, and transforms of an example."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from vljax.errors import UserError
+
+#: `transform(example, rng) -> example`: what `vljax.data.pipeline.batches` does to each example.
+#: All chance comes from `rng`.
+Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A random-access sequence of examples.
+
+    A source may also have `fingerprint`, a short string that changes when its examples or their
+    order change; a resumed run is then checked against it.
+    """
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        """Example `index`, `0 <= index < len(self)`."""
+        ...
+
+
+class CorruptExampleError(UserError):
+    """One example cannot be read; the message names its file and index."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The examples `start` … `stop − 1` of a source."""
+
+    source: Source
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        check_index(index, len(self))
+        return self.source[self.start + index]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the source's examples and the span."""
+        return f"{getattr(self.source, 'fingerprint', '')}[{self.start}:{self.stop}]"
+
+
+def check_index(index: int, length: int) -> None:
+    """Raise IndexError unless `0 <= index < length`."""
+    if not 0 <= index < length:
+        raise IndexError(f"index {index} is outside a source of {length} examples")
+
+
+def kept_for_training(held_out: int, count: int) -> int:
+    """How many of `count` examples stay where the last `held_out` are kept for evaluation.
+
+    Raises:
+        UserError: none stays.
+    """
+    if not 0 <= held_out < count:
+        raise UserError(
+            f"data.held_out={held_out} of {count} examples: some must stay for training"
+        )
+    return count - held_out

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vljax.diffusion import likelihood, losses, process
+from vljax.diffusion import likelihood, losses, process, timesteps
 from vljax.diffusion.schedules import linear_schedule, named_schedule
 from vljax.errors import UserError
 
@@ -146,6 +146,29 @@ def test_losses_call_the_denoiser_once_and_follow_schedule_without_compiling(too
         assert len(calls) == 1
         assert first.dtype == jnp.float32
         assert not np.allclose(first, second)
+
+
+def test_a_batchs_loss_is_weighted_by_the_rarity_of_its_times():
+    """Of no picture at all the noise is known, so that each time's error can be chosen."""
+    setup = process.Process(named_schedule("cosine", 8), "epsilon", "fixed_small")
+    error = jnp.linspace(1.0, 3.0, 8)
+
+    def denoiser(x, t):
+        return x / process.at(setup.schedule.noise, t, x) + process.at(error, t, x)
+
+    sampler = timesteps.LossSecondMomentTimesteps.create(8, recent=1)
+    sampler = sampler.update(jnp.arange(8), error**4)
+    keys, x0 = jax.random.split(jax.random.key(3)), jnp.zeros((64, 2, 2, 3))
+    value, (metrics, seen) = losses.denoising_loss(setup, denoiser, x0, keys, sampler)
+    step, weight = sampler.sample(keys[0], 64)
+    assert len(np.unique(weight)) > 2
+    np.testing.assert_allclose(value, (weight * error[step] ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["mse"], (error[step] ** 2).mean(), rtol=1e-5)
+    found = np.unique(step)
+    np.testing.assert_allclose(seen.history[found, 0], error[found] ** 2, rtol=1e-4)
+    even = timesteps.UniformTimesteps(8)
+    value, (metrics, _) = losses.denoising_loss(setup, denoiser, x0, keys, even)
+    assert value == metrics["mse"]
 
 
 def test_decoder_is_a_distribution_with_finite_gradients():

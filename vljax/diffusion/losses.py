@@ -1,7 +1,8 @@
-"""Training losses of a denoiser: L_simple, L_vlb, and their hybrid.
+"""Training losses of a denoiser: L_simple, L_vlb, their hybrid, and a batch's loss from them.
 
-Each calls the denoiser once and returns the loss of every example, unweighted and unreduced, so
-that a timestep sampler can weight it, with the terms it is made of.
+Each of the three calls the denoiser once and returns the loss of every example, unweighted and
+unreduced, so that a timestep sampler can weight it, with the terms it is made of.
+`denoising_loss` does this for a batch: of pictures, or of latents.
 
 Sources: Ho et al., DDPM, eq. 14 (simple); Nichol & Dhariwal, Improved DDPM, eq. 4 (vlb) and
 eq. 16 (hybrid).
@@ -9,11 +10,13 @@ eq. 16 (hybrid).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from vljax.diffusion.likelihood import vlb_term
 from vljax.diffusion.process import (
@@ -25,6 +28,7 @@ from vljax.diffusion.process import (
     split_output,
     training_target,
 )
+from vljax.diffusion.timesteps import TimestepSampler
 from vljax.errors import UserError
 
 LossName = Literal["simple", "vlb", "hybrid"]
@@ -109,6 +113,40 @@ def hybrid_loss(
     reverse = interpret(process, detached, x_t, step)
     vlb = len(process.schedule) * vlb_term(process, reverse, x0, x_t, step)
     return mse + VLB_WEIGHT * vlb, {"mse": mse, "vlb": vlb}
+
+
+def denoising_loss(
+    process: Process,
+    denoiser: Denoiser,
+    x0: Float[Array, "b h w c"],
+    keys: Sequence[Key[Array, ""]] | Key[Array, " 2"],
+    timesteps: TimestepSampler,
+    loss: Loss = simple_loss,
+) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], TimestepSampler]]:
+    """A batch at random times under fresh noise, its losses weighted by their times' rarity.
+
+    Equations 4.2 and 4.3 of Park, *Vision and Language Understanding Through Generative Modeling*
+    (2023), where `loss` is L_simple.
+
+    Args:
+        process: With the schedule of training.
+        denoiser: The one being trained.
+        x0: Clean pictures or latents.
+        keys: Two: for the times and for the noise.
+        timesteps: Draws the times, and learns what losses they had.
+        loss: Of each example.
+
+    Returns:
+        The mean, and as training stages with a memory have it `(metrics, timesteps)`: the loss's
+        terms, and the timestep sampler that has seen the batch.
+    """
+    step_key, noise_key = keys
+    step, weight = timesteps.sample(step_key, len(x0))
+    noise = jax.random.normal(noise_key, x0.shape)
+    losses, terms = loss(process, denoiser, x0, step, noise)
+    timesteps = timesteps.update(step, lax.stop_gradient(losses))
+    metrics = {name: term.mean() for name, term in terms.items()}
+    return (weight * losses).mean(), (metrics, timesteps)
 
 
 def named_loss(name: LossName) -> Loss:

@@ -1,21 +1,22 @@
 """SDG's training stages and their losses (sections 4.3.1 and 4.3.5)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Key, UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.datasets import open_source
 from vljax.data.pictures.images import contact_sheet, image_grid, image_transform
 from vljax.data.scenes import prompt
-from vljax.diffusion.losses import named_loss
+from vljax.diffusion.losses import denoising_loss, named_loss
 from vljax.diffusion.noise import example_keys
 from vljax.diffusion.process import q_sample
-from vljax.diffusion.timesteps import named_timestep_sampler
+from vljax.diffusion.timesteps import TimestepSampler, named_timestep_sampler
 from vljax.errors import UserError
 from vljax.models.noisy_clip import from_clip
 from vljax.ops.pixels import to_unit
@@ -88,26 +89,17 @@ def stages(config: ConfigDict) -> list[Stage]:
 
 
 def diffusion_loss(config: ConfigDict) -> Callable:
-    """The denoiser's training loss (equation 4.2 noised, then as `config.diffusion.loss` says).
+    """The denoiser's training loss (equations 4.2 and 4.3, or as `config.diffusion.loss` says).
 
     Its memory is the timestep sampler.
     """
-    process = make_process(config)
-    per_example = named_loss(config.diffusion.loss)
+    process, per_example = make_process(config), named_loss(config.diffusion.loss)
 
-    def loss(model: SDG, batch: dict, key: Key[Array, ""], timesteps: Any) -> Any:
+    def loss(model: SDG, batch: dict, key: Key[Array, ""], timesteps: TimestepSampler) -> Any:
+        *keys, dropout_key = jax.random.split(key, 3)
+        denoiser = functools.partial(model.diffusion, key=dropout_key)
         x0 = to_unit(batch["image"])
-        step_key, noise_key, dropout_key = jax.random.split(key, 3)
-        step, weight = timesteps.sample(step_key, len(x0))
-        noise = jax.random.normal(noise_key, x0.shape)
-
-        def denoiser(x_t: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Array:
-            return model.diffusion(x_t, t, key=dropout_key)
-
-        losses, terms = per_example(process, denoiser, x0, step, noise)
-        timesteps = timesteps.update(step, jax.lax.stop_gradient(losses))
-        metrics = {name: term.mean() for name, term in terms.items()}
-        return (weight * losses).mean(), (metrics, timesteps)
+        return denoising_loss(process, denoiser, x0, keys, timesteps, per_example)
 
     return loss
 

@@ -15,9 +15,10 @@ from vljax.data.pictures.images import image_grid
 from vljax.data.pictures.shape_prompts import named_object
 from vljax.data.text.tokenizers import Tokenizer
 from vljax.diffusion.editing import guided
-from vljax.diffusion.losses import named_loss
+from vljax.diffusion.losses import denoising_loss
 from vljax.diffusion.noise import example_keys, start_noise
 from vljax.diffusion.samplers import ddim
+from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import segmentation_loss
@@ -146,10 +147,10 @@ def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
     Inside-Outside Attention takes their greater part.
     """
     process = make_process(config)
-    simple = named_loss("simple")
+    timesteps = UniformTimesteps(len(process.schedule))
 
     def loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
-        step_key, noise_key, dropout_key = jax.random.split(key, 3)
+        *keys, dropout_key = jax.random.split(key, 3)
         images = to_unit(batch["image"])
         z0 = model.sd.encode(images)
         context = model.sd.embed(batch["tokens"])
@@ -160,14 +161,12 @@ def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
         else:
             dropout = drop_keys(dropout_key, len(z0), config.diffusion.attention_dropout)
             network = functools.partial(model.sd.unet, control=dropout)
-        step = jax.random.randint(step_key, (len(z0),), 0, len(process.schedule))
-        noise = jax.random.normal(noise_key, z0.shape)
 
         def denoiser(z: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Array:
             return network(z, t, context)
 
-        losses, _ = simple(process, denoiser, z0, step, noise)
-        return losses.mean(), {}
+        value, _ = denoising_loss(process, denoiser, z0, keys, timesteps)
+        return value, {}
 
     return loss
 

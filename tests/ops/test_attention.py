@@ -1,4 +1,4 @@
-"""Attention against its definition and torch's, and its memory against the lengths."""
+"""Attention against its definition and torch's, its memory, and what cuDNN gets of it."""
 
 import itertools
 import math
@@ -7,32 +7,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
+from tests.lowering import lower, on_cuda
 from vljax.ops import attention as module
-from vljax.ops.attention import attention, attention_reference
+from vljax.ops.attention import attention, attention_reference, cudnn_serves
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 # Queries, keys, heads, widths of keys and values: square, cross, a prime length, odd widths.
 SHAPES = [(32, 32, 2, 16, 16), (33, 40, 3, 8, 8), (61, 7, 1, 5, 9)]
 
 
 def inputs(queries, keys, heads, width, value_width, batch=2, dtype=jnp.float32):
-    key = jax.random.split(jax.random.key(queries), 3)
+    rng = np.random.default_rng(queries)
     shapes = (queries, heads, width), (keys, heads, width), (keys, heads, value_width)
-    return tuple(jax.random.normal(k, (batch, *s), dtype) for k, s in zip(key, shapes, strict=True))
+    return tuple(rng.standard_normal((batch, *s), np.float32).astype(dtype) for s in shapes)
 
 
-@pytest.fixture(params=["all at once", "head by head", "block by block", "query by query"])
+def random_mask(*shape):
+    """Each row with at least one key."""
+    mask = np.random.default_rng(math.prod(shape)).random(shape) < 0.6
+    mask[..., 0] = True
+    return mask
+
+
+SCORES = {
+    "all at once": 2**30,
+    "head by head": 4 * 61 * 40,
+    "block by block": 4 * 40 * 7,
+    "query by query": 1,
+}
+
+
+@pytest.fixture
 def blocking(request, monkeypatch):
-    """The same small arrays through every way of cutting them up."""
-    scores = {
-        "all at once": 2**30,
-        "head by head": 4 * 61 * 40,
-        "block by block": 4 * 40 * 7,
-        "query by query": 1,
-    }
-    monkeypatch.setattr(module, "_CPU_BYTES", scores[request.param])
+    """The same small arrays through a way of cutting them up."""
+    monkeypatch.setattr(module, "_CPU_BYTES", SCORES[request.param])
     return request.param
+
+
+def blockings(*quick, extra=()):
+    """Every way to cut up, and with each all of `extra`; the quick ones in the default run."""
+    cases = [(way, *more) for way in SCORES for more in itertools.product(*extra)]
+    marked = [
+        pytest.param(*case, marks=() if (case if extra else case[0]) in quick else pytest.mark.slow)
+        for case in cases
+    ]
+    return marked
 
 
 def assert_close(actual, expected):
@@ -41,38 +62,67 @@ def assert_close(actual, expected):
 
 
 def masks(queries, keys, heads, batch=2):
-    """Every broadcast that `mask` allows, each row with at least one key."""
+    """Every broadcast that `mask` allows."""
     yield None
     for b, h, q in itertools.product((1, batch), (1, heads), (1, queries)):
-        mask = jax.random.bernoulli(jax.random.key(b + h + q), 0.6, (b, h, q, keys))
-        yield mask.at[..., 0].set(True)
+        yield random_mask(b, h, q, keys)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("blocking", "shape"),
+    blockings(
+        ("all at once", SHAPES[0]),
+        ("head by head", SHAPES[1]),
+        ("block by block", SHAPES[2]),
+        extra=(SHAPES,),
+    ),
+    indirect=["blocking"],
+)
 def test_value_and_gradients_equal_the_definition(shape, blocking):
     arrays = inputs(*shape)
 
-    def loss(f):
-        return jax.jit(jax.value_and_grad(lambda *a: jnp.sin(3 * f(*a)).sum(), argnums=(0, 1, 2)))
+    @jax.jit
+    def both(*arrays):
+        found = []
+        for f in (attention, attention_reference):
 
-    np.testing.assert_allclose(attention(*arrays), attention_reference(*arrays), atol=2e-6)
-    actual, expected = loss(attention)(*arrays), loss(attention_reference)(*arrays)
+            def loss(*arrays, f=f):
+                out = f(*arrays)
+                return jnp.sin(3 * out).sum(), out
+
+            found.append(jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays))
+        return found
+
+    (actual, out), (expected, definition) = both(*arrays)
+    np.testing.assert_allclose(out, definition, atol=2e-6)
     assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("blocking", "causal"),
+    blockings(("all at once", False), ("block by block", True), extra=((False, True),)),
+    indirect=["blocking"],
+)
 def test_every_mask_equals_the_definition(causal, blocking):
     shape = SHAPES[1]
     arrays = inputs(*shape)
-    for mask in masks(*shape[:3]):
-        actual = attention(*arrays, mask=mask, causal=causal, scale=0.7)
-        expected = attention_reference(*arrays, mask=mask, causal=causal, scale=0.7)
+
+    @jax.jit
+    def both(arrays, masks):
+        fields = {"causal": causal, "scale": 0.7}
+        return [
+            [f(*arrays, mask=mask, **fields) for f in (attention, attention_reference)]
+            for mask in masks
+        ]
+
+    for actual, expected in both(arrays, list(masks(*shape[:3]))):
         np.testing.assert_allclose(actual, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("blocking", blockings("block by block"), indirect=True)
 def test_masked_gradient_equals_the_definitions(blocking):
     arrays = inputs(*SHAPES[1])
-    mask = jnp.arange(40) < jnp.array([[40], [11]])
+    mask = np.arange(40) < np.array([[40], [11]])
 
     def gradient(f):
         def loss(*arrays):
@@ -85,9 +135,17 @@ def test_masked_gradient_equals_the_definitions(blocking):
     assert not np.asarray(actual[1])[1, 11:].any(), "a key out of sight got a gradient"
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("blocking", "dtype", "causal"),
+    blockings(
+        ("all at once", jnp.float32, False),
+        ("block by block", jnp.bfloat16, True),
+        extra=((jnp.float32, jnp.bfloat16), (False, True)),
+    ),
+    indirect=["blocking"],
+)
 def test_value_and_gradients_equal_torchs(dtype, causal, blocking):
+    torch = pytest.importorskip("torch")
     arrays = inputs(33, 33, 2, 16, 16, dtype=dtype)
     peers = [
         torch.tensor(np.asarray(a, np.float32)).permute(0, 2, 1, 3).requires_grad_() for a in arrays
@@ -99,7 +157,7 @@ def test_value_and_gradients_equal_torchs(dtype, causal, blocking):
         out = attention(*arrays, causal=causal)
         return jnp.square(out.astype(jnp.float32)).sum(), out
 
-    gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(*arrays)
+    gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*arrays)
     assert out.dtype == dtype
     tolerance = {"atol": 2e-5} if dtype == jnp.float32 else {"atol": 3e-2, "rtol": 2e-2}
     for ours, theirs in zip((out, *gradients), (peer, *(p.grad for p in peers)), strict=True):
@@ -107,25 +165,29 @@ def test_value_and_gradients_equal_torchs(dtype, causal, blocking):
         np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, **tolerance)
 
 
+@pytest.mark.parametrize("blocking", blockings("block by block"), indirect=True)
 def test_large_scores_neither_overflow_nor_vanish(blocking):
     query, key, value = inputs(*SHAPES[1])
-    query = query * 1e4
-    np.testing.assert_allclose(
-        attention(query, key, value), attention_reference(query, key, value), atol=1e-5
-    )
+    # Whole numbers, whose scores are exact in any order of summation.
+    arrays = np.round(query) * 8192, np.round(key), value
+    both = jax.jit(lambda *a: [f(*a, scale=1.0) for f in (attention, attention_reference)])
+    np.testing.assert_allclose(*both(*arrays), atol=1e-5)
 
 
+@pytest.mark.parametrize("blocking", blockings("block by block"), indirect=True)
 def test_a_query_without_keys_stays_finite(blocking):
     arrays = inputs(*SHAPES[1])
-    mask = jnp.ones((1, 1, 33, 40), bool).at[:, :, 5].set(False)
+    mask = np.ones((1, 1, 33, 40), bool)
+    mask[:, :, 5] = False
 
     def loss(*arrays):
         return attention(*arrays, mask=mask).sum()
 
-    leaves = jax.tree.leaves(jax.value_and_grad(loss, argnums=(0, 1, 2))(*arrays))
+    leaves = jax.tree.leaves(jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*arrays))
     assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
+@pytest.mark.parametrize("blocking", blockings("block by block"), indirect=True)
 def test_composes_with_vmap_scan_forward_mode_and_second_derivatives(blocking):
     arrays = inputs(9, 9, 2, 4, 4)
 
@@ -184,8 +246,9 @@ def test_no_array_grows_with_the_square_of_the_length(path, derivative, monkeypa
     assert largest_array(plain.jaxpr) == 2 * 8 * length**2, "the measure must see an N² array"
 
 
-@pytest.mark.parametrize("derivative", [False, True])
+@pytest.mark.parametrize("derivative", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiled_memory_is_linear_in_the_length(derivative):
+    jax.config.update("jax_disable_most_optimizations", False)  # fused loops are what is tested
     f = attention
     if derivative:
         f = jax.grad(lambda *a: attention(*a).sum(), argnums=(0, 1, 2))
@@ -213,14 +276,21 @@ def test_lowers_for_accelerators(platform, monkeypatch):
         assert "batching_dims = [0, 1]" in text or "batching_dims = [0, 2]" in text
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("causal", "masked"),
+    [
+        (True, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((False, False), (False, True), (True, False))
+        ),
+    ],
+)
 def test_accelerators_blocks_equal_the_definition(causal, masked, monkeypatch):
     """The path of platforms without a kernel of their own, run here."""
     monkeypatch.setattr(module, "_ACCELERATOR_BYTES", 4 * 2 * 3 * 40 * 7)
     arrays = inputs(*SHAPES[1])
-    mask = jax.random.bernoulli(jax.random.key(0), 0.6, (2, 1, 33, 40)) if masked else None
-    mask = mask.at[..., 0].set(True) if masked else None
+    mask = random_mask(2, 1, 33, 40) if masked else None
 
     def gradient(f):
         return jax.jit(jax.value_and_grad(lambda *a: jnp.sin(3 * f(*a)).sum(), argnums=(0, 1, 2)))
@@ -234,24 +304,96 @@ def test_accelerators_blocks_equal_the_definition(causal, masked, monkeypatch):
     assert_close(gradient(blocks)(*arrays), gradient(definition)(*arrays))
 
 
-def test_cudnn_is_asked_only_for_what_it_takes(monkeypatch):
-    class Device:
-        compute_capability = "9.0"
+def shapes(queries=77, keys=None, heads=4, width=64, value_width=None, dtype=jnp.bfloat16, batch=2):
+    keys, value_width = keys or queries, value_width or width
+    sizes = (queries, width), (keys, width), (keys, value_width)
+    return [jax.ShapeDtypeStruct((batch, n, heads, w), dtype) for n, w in sizes]
 
-        class client:  # noqa: N801
-            platform_version = "PJRT C API cuda 12090"
 
-    def serves(dtype=jnp.bfloat16, width=64, queries=77, mask=None):
-        shape = (1, queries, 4, width)
-        x = jax.ShapeDtypeStruct(shape, dtype)
-        return module._cudnn_serves(x, x, x, mask)
+@pytest.mark.parametrize(
+    ("arrays", "mask", "call"),
+    [
+        ({}, None, "fmhaSoftmax"),
+        ({"dtype": jnp.float16, "keys": 50}, None, "fmhaSoftmax"),
+        # Padding of VOI's texts: an odd number of queries, one row of the mask for all of them.
+        ({"keys": 70}, (2, 1, 1, 70), "fmhaSoftmax"),
+        ({"keys": 77}, (1, 1, 1, 77), "fmhaSoftmax"),
+        # Other masks become scores to add.
+        ({"queries": 78}, (2, 1, 78, 78), "fmhaScaleBiasSoftmax"),
+        ({"queries": 78}, (1, 4, 1, 78), "fmhaScaleBiasSoftmax"),
+        ({}, (2, 1, 77, 77), "fmhaScaleBiasSoftmax"),
+        # Stable Diffusion's widths.
+        ({"width": 40}, None, "fmhaSoftmax"),
+        ({"width": 160}, None, "fmhaSoftmax"),
+        ({"width": 264}, None, None),
+        ({"width": 20}, None, None),
+        ({"value_width": 128}, None, None),
+        ({"dtype": jnp.float32}, None, None),
+    ],
+)
+def test_cudnn_gets_what_it_takes_and_nothing_else(arrays, mask, call):
+    """Value and gradient, lowered as on a Hopper device, through all that JAX checks."""
+    arrays = shapes(**arrays)
+    mask = None if mask is None else jax.ShapeDtypeStruct(mask, bool)
 
-    assert not serves(), "this process has no CUDA device"
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device])
-    assert all((serves(), serves(jnp.float16), serves(width=40)))
-    assert not any((serves(jnp.float32), serves(width=20), serves(width=160)))
-    assert not serves(mask=jnp.ones((1, 1, 1, 77), bool))
-    assert serves(queries=78, mask=jnp.ones((1, 1, 1, 78), bool))
-    monkeypatch.setattr(Device, "compute_capability", "7.5")
-    assert not serves()
+    def total(query, key, value, mask):
+        return attention(query, key, value, mask=mask).astype(jnp.float32).sum()
+
+    lowered = lower(jax.grad(total, argnums=(0, 1, 2)), *arrays, mask)
+    text = lowered["cuda"].as_text()
+    for name in ("fmhaSoftmax", "fmhaScaleBiasSoftmax"):
+        assert (f"__cudnn${name}(" in text, f"__cudnn${name}Backward(" in text) == (
+            (True, True) if name == call else (False, False)
+        )
+    if call == "fmhaSoftmax":
+        assert ("PADDING" in text) == (mask is not None or arrays[1].shape[1] % 2 == 1)
+    assert "__cudnn" not in lowered["tpu"].as_text()
+
+
+def test_cudnn_by_device():
+    assert not cudnn_serves(*shapes()), "this process has no CUDA device"
+    for capability, widest in (((7, 5), 0), ((8, 0), 128), ((9, 0), 256), ((10, 0), 128)):
+        with on_cuda(capability):
+            for width in (64, 128, 136, 256, 264):
+                assert cudnn_serves(*shapes(width=width)) == (width <= widest)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("keys", "shape"),
+    [
+        (40, (2, 1, 1, 40)),
+        pytest.param(39, (1, 1, 1, 39), marks=pytest.mark.slow),
+        (39, (2, 3, 1, 39)),
+        pytest.param(40, (1, 1, 33, 40), marks=pytest.mark.slow),
+        (31, None),
+    ],
+)
+def test_what_cudnn_gets_equals_the_definition(keys, shape, causal, monkeypatch):
+    """Keys in another order and their number, or a mask; JAX's own products run here."""
+    jaxs = jax.nn.dot_product_attention
+
+    def plain(*arrays, mask=None, implementation, **named):
+        assert implementation == "cudnn"
+        assert mask is None or mask.shape[2:] == (34, 40)
+        return jaxs(*arrays, mask=mask, implementation="xla", **named)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    arrays = inputs(33, keys, 3, 8, 8)
+    mask = None if shape is None else random_mask(*shape)
+
+    @jax.jit
+    def both(arrays, mask):
+        def loss(f):
+            return jax.value_and_grad(lambda *a: jnp.sin(3 * f(*a)).sum(), argnums=(0, 1, 2))
+
+        def cudnn(*arrays):
+            return module._attend_by_cudnn(*arrays, mask, causal, 0.7)
+
+        def definition(*arrays):
+            return attention_reference(*arrays, mask=mask, causal=causal, scale=0.7)
+
+        return loss(cudnn)(*arrays), loss(definition)(*arrays)
+
+    actual, expected = both(arrays, mask)
+    assert_close(actual, expected)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.lowering import lower, on_cuda
 from vljax.errors import UserError
 from vljax.ops import inside_outside as module
 from vljax.ops.attention import attention
@@ -144,9 +145,9 @@ def test_without_a_side_to_keep_apart_it_is_plain_attention():
     assert np.abs(fused(*inputs, pixel_mask(random_shape())) - plain).max() > 0.05
 
 
-@pytest.mark.parametrize("width", [4, 80])
-def test_the_forms_for_cudnn_equal_the_definition(width, monkeypatch):
-    """Padded heads and two products, as a GPU would get them, run here."""
+@pytest.mark.parametrize(("width", "calls"), [(4, [(8, 8)]), (80, [(80, 80), (80, 80)])])
+def test_the_forms_for_cudnn_equal_the_definition(width, calls, monkeypatch):
+    """Padded heads and two products, as an Ampere GPU would get them, run here."""
     inputs = [jnp.asarray(x, jnp.bfloat16) for x in arrays(QUERIES, width)]
     mask = pixel_mask(random_shape())
     expected = reference(*(np.asarray(x, np.float32) for x in inputs), mask)
@@ -157,11 +158,26 @@ def test_the_forms_for_cudnn_equal_the_definition(width, monkeypatch):
         return attention(query, key, value, scale=scale)
 
     monkeypatch.setattr(module, "attention", plain)
-    monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr("vljax.ops.attention._cudnn_serves", lambda *_: False)
+    monkeypatch.setattr(module, "cudnn_serves", lambda query, *_: query.shape[-1] <= 128)
     actual = jax.jit(lambda *a: inside_outside_attention(*a))(*inputs, mask)
-    assert widths == ([(8, 8)] if width == 4 else [(80, 80), (80, 80)])
+    assert widths == calls
     np.testing.assert_allclose(np.asarray(actual, np.float32), expected, rtol=2**-6, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("width", "capability", "calls"),
+    [(40, (8, 0), 1), (80, (8, 0), 2), (80, (9, 0), 1), (160, (9, 0), 2), (160, (8, 0), 0)],
+)
+def test_fused_calls_at_the_widths_of_stable_diffusion(width, capability, calls):
+    x = jax.ShapeDtypeStruct((2, 64, 8, width), jnp.bfloat16)
+    shape = jax.ShapeDtypeStruct((2, 64), jnp.float32)
+
+    def masked(query, key, value, shape):
+        return inside_outside_attention(query, key, value, pixel_mask(shape))
+
+    with on_cuda(capability):
+        text = lower(masked, x, x, x, shape)["cuda"].as_text()
+    assert text.count("@__cudnn$fmhaSoftmax(") == calls
 
 
 @pytest.fixture(scope="module")

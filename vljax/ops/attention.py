@@ -13,6 +13,7 @@ Two algebraic steps make a block cheap to compile and to differentiate:
   then linear in its values, and its gradient takes the five products of FlashAttention's.
 """
 
+import functools
 import math
 
 import jax
@@ -74,11 +75,9 @@ def attention(
         return _attend_by_block(query, key, value, mask, causal, scale)
 
     def cudnn(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=mask, is_causal=causal, scale=scale, implementation="cudnn"
-        )
+        return _attend_by_cudnn(query, key, value, mask, causal, scale)
 
-    cuda = cudnn if _cudnn_serves(query, key, value, mask) else accelerator
+    cuda = cudnn if cudnn_serves(query, key, value, mask, causal=causal) else accelerator
     return lax.platform_dependent(query, key, value, mask, cpu=cpu, cuda=cuda, default=accelerator)
 
 
@@ -105,15 +104,107 @@ def attention_reference(
     return jnp.einsum("bhqk,bkhe->bqhe", weights.astype(value.dtype), value)
 
 
-def _cudnn_serves(query: Array, key: Array, value: Array, mask: Array | None) -> bool:
-    """Whether cuDNN's fused attention takes these arrays and is here to be traced."""
-    if jax.default_backend() != "gpu" or query.dtype not in (jnp.bfloat16, jnp.float16):
-        return False
+def cuda_capability() -> tuple[int, int] | None:
+    """Compute capability of the CUDA device that programs run on, as (9, 0); None without one."""
+    if jax.default_backend() != "gpu":
+        return None
     device = jax.local_devices()[0]
-    if "cuda" not in device.client.platform_version or float(device.compute_capability) < 8:
+    if "cuda" not in device.client.platform_version:
+        return None
+    major, minor = str(device.compute_capability).split(".")
+    return int(major), int(minor)
+
+
+def cudnn_serves(
+    query: Array | jax.ShapeDtypeStruct,
+    key: Array | jax.ShapeDtypeStruct,
+    value: Array | jax.ShapeDtypeStruct,
+    mask: Array | jax.ShapeDtypeStruct | None = None,
+    *,
+    causal: bool = False,
+) -> bool:
+    """Whether `attention` on CUDA hands arrays like these to cuDNN's fused kernel.
+
+    It needs an Ampere device or later, and heads above 128 a Hopper one (later devices cannot
+    differentiate those, as of cuDNN 9.10). What else there is to know (dtypes, widths, lengths,
+    versions) JAX checks while tracing: so it is asked, for a value and its gradient.
+    """
+    capability = cuda_capability()
+    if capability is None or capability < (8, 0):
         return False
-    width, even = query.shape[-1], query.shape[1] % 2 == key.shape[1] % 2 == 0
-    return value.shape[-1] == width <= 128 and width % 8 == 0 and (mask is None or even)
+    if query.shape[-1] > 128 and capability[0] != 9:
+        return False
+    arrays = tuple(None if x is None else (x.shape, x.dtype) for x in (query, key, value, mask))
+    return _jax_lets_cudnn(arrays, causal, capability)
+
+
+@functools.cache
+def _jax_lets_cudnn(
+    arrays: tuple[tuple[tuple[int, ...], jnp.dtype] | None, ...],
+    causal: bool,
+    capability: tuple[int, int],
+) -> bool:
+    """Whether JAX traces cuDNN's attention and its gradient; `capability` keeps answers apart."""
+    query, key, value, mask = (None if x is None else jax.ShapeDtypeStruct(*x) for x in arrays)
+
+    def total(query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        return _attend_by_cudnn(query, key, value, mask, causal, 1.0).sum()
+
+    try:
+        jax.eval_shape(jax.grad(total, argnums=(0, 1, 2)), query, key, value, mask)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def _attend_by_cudnn(
+    query: Float[Array, "b q h d"],
+    key: Float[Array, "b k h d"],
+    value: Float[Array, "b k h d"],
+    mask: Bool[Array, "#b #h #q k"] | None,
+    causal: bool,
+    scale: float,
+) -> Float[Array, "b q h d"]:
+    """Attention by cuDNN's fused kernel.
+
+    A mask that says the same to all heads and queries is padding, and becomes numbers of keys:
+    the softmax does not ask for their order, so those that count go first. (As scores to add, it
+    would be written out for all queries, and have a gradient.) Any other mask is spread over the
+    queries, since the kernel broadcasts over batch and heads only. Lengths are made even, as JAX
+    wants them for a gradient (0.10 even where there is no mask).
+    """
+    (rows, queries), keys = query.shape[:2], key.shape[1]
+    lengths = None
+    if mask is not None and mask.shape[1:3] == (1, 1) and not causal:
+        seen = jnp.broadcast_to(mask[:, 0, 0], (rows, keys))
+        first = jnp.argsort(~seen, axis=1, stable=True)
+        key, value = _reordered(key, first), _reordered(value, first)
+        # A length of 0 would leave the softmax without a sum; its result has no meaning anyway.
+        lengths = jnp.maximum(seen.sum(1, dtype=jnp.int32), 1)
+        mask = None
+    elif keys % 2 and mask is None:
+        lengths = jnp.full(rows, keys, jnp.int32)
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*mask.shape[:2], queries, keys))
+        mask = jnp.pad(mask, [(0, 0)] * 2 + [(0, queries % 2), (0, keys % 2)])
+    more_queries, more_keys = ([(0, 0), (0, n % 2), (0, 0), (0, 0)] for n in (queries, keys))
+    attended = jax.nn.dot_product_attention(
+        jnp.pad(query, more_queries),
+        jnp.pad(key, more_keys),
+        jnp.pad(value, more_keys),
+        mask=mask,
+        key_value_seq_lengths=lengths,
+        is_causal=causal,
+        scale=scale,
+        implementation="cudnn",
+    )
+    return attended[:, :queries]
+
+
+@jax.vmap
+def _reordered(rows: Float[Array, "k h d"], order: Int[Array, " k"]) -> Float[Array, "k h d"]:
+    """Rows in another order; nothing is added up in the gradient either."""
+    return rows.at[order].get(unique_indices=True, mode="promise_in_bounds")
 
 
 def _attend_by_block(

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vljax.errors import UserError
-from vljax.ops.attention import attention
+from vljax.ops.attention import attention, cudnn_serves
 
 # Stable Diffusion's 77 tokens are the start, then as many for the object as for its surroundings.
 TOKENS = 77
@@ -243,13 +243,15 @@ def _two_products(
     scale: float,
 ) -> Float[Array, "b q h 2 e"]:
     """Attention to two sets of values: side by side under one softmax, where a kernel can."""
-    width, both = query.shape[-1], 2 * values.shape[-1]
-    if jax.default_backend() == "gpu" and query.dtype.itemsize == 2:
-        # cuDNN wants one width of at most 128 for queries, keys and values.
-        if both > 128:
-            each = (attention(query, key, values[..., i, :], scale=scale) for i in range(2))
-            return jnp.stack(list(each), axis=-2)
-        padding = [(0, 0)] * 3 + [(0, max(0, both - width))]
+    both = 2 * values.shape[-1]
+    # cuDNN wants one width for queries, keys and values: zeros widen the former, or, where that
+    # is too wide, there is a call for each set.
+    wide = [jax.ShapeDtypeStruct((*x.shape[:3], both), x.dtype) for x in (query, key, values)]
+    if both > query.shape[-1] and cudnn_serves(*wide):
+        padding = [(0, 0)] * 3 + [(0, both - query.shape[-1])]
         query, key = jnp.pad(query, padding), jnp.pad(key, padding)
+    elif cudnn_serves(query, key, values[..., 0, :]):
+        each = (attention(query, key, values[..., i, :], scale=scale) for i in range(2))
+        return jnp.stack(list(each), axis=-2)
     together = attention(query, key, values.reshape(*values.shape[:3], both), scale=scale)
     return together.reshape(*together.shape[:3], 2, -1)

@@ -22,8 +22,8 @@ from vljax.data.text import (
     open_django,
     open_text,
     pad_text,
+    survey,
 )
-from vljax.data.text import corpus as text_module
 from vljax.data.text.vocabulary import Words
 from vljax.errors import UserError
 
@@ -415,7 +415,7 @@ for builder in (Gigaword(data_dir=folder, file_format="array_record"),
                 Wmt16Translate(config="ro-en", data_dir=folder, file_format="array_record")):
     builder.download_and_prepare()
 
-from vljax.data.text import corpus as text
+from vljax.data.text import survey as text
 from vljax.data.text import UNKNOWN, open_text, pad_text
 from vljax.data.pipeline import batches
 from vljax.errors import UserError
@@ -443,14 +443,14 @@ assert source.vocabulary.frequencies.sum() == total
 cached = sorted(p.name.split("-")[0] for p in pathlib.Path(folder, "cache/vljax").iterdir())
 assert cached == ["pieces", "survey"], cached
 stop = lambda *_, **__: (_ for _ in ()).throw(AssertionError("learnt or counted again"))
-learn, measure = text.learn_pieces, text._measure
-text.learn_pieces = text._measure = stop
+learn, measure = text.learn_pieces, text.measure
+text.learn_pieces = text.measure = stop
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     second = open_text(config("gigaword"))
 assert second.fingerprint == source.fingerprint
 assert (second.vocabulary.frequencies == source.vocabulary.frequencies).all()
-text.learn_pieces, text._measure = learn, measure
+text.learn_pieces, text.measure = learn, measure
 for file in pathlib.Path(folder, "cache/vljax").iterdir():
     file.write_bytes(file.read_bytes()[:50])
 with warnings.catch_warnings():
@@ -500,7 +500,7 @@ def test_tfds_pairs_without_tensorflow(tmp_path):
 def test_a_cache_that_cannot_be_written_does_not_matter(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    place = text_module._cached("pieces", "x", ".json")
-    text_module._keep(lambda: Words(["a"]).save(place))
+    place = survey._cached("pieces", "x", ".json")
+    survey._keep(lambda: Words(["a"]).save(place))
     assert not place.exists()
     assert (tmp_path / "file").read_text() == "no folder"

@@ -15,7 +15,7 @@ data.scenes      scenes: arguments of `vljax.data.scenes.Scenes`
 data.annotations shape_prompts: its file of annotations
 ```
 
-Texts have further fields: `vljax.data.text.corpus`.
+Texts have further fields: `vljax.data.text.source`.
 """
 
 import dataclasses

@@ -11,11 +11,10 @@ import pytest
 from flax import nnx
 
 from vljax.models.insertion_decoder import END, PAD, START, InsertionDecoder
-from vljax.models.insertion_search import beam_search, sample, search_order, truncated
+from vljax.models.insertion_search import beam_search, sample, search_order
 from vljax.ops.insertion import order_from_slots
 
-# Programs here run once or twice: compiling them well would take longer than running them.
-fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 ROOM = 6
 WORDS = (3, 4, 5)  # the vocabulary beside padding and marks
@@ -50,7 +49,7 @@ def framed_order(permutation):
 
 @functools.lru_cache
 def scorer():
-    @fast_jit
+    @jax.jit
     def compiled(model, batch, orders):
         scores = model.scores(batch, orders)
         return scores.log_prob(), scores.smoothed(0.1), scores
@@ -62,7 +61,7 @@ def scorer():
 def stepper():
     """Log p of every word, and of every slot for every word, after a partial sequence."""
 
-    @fast_jit
+    @jax.jit
     def compiled(model, batch, words, slots, count):
         contexts = model.encode(batch)
         order = order_from_slots(slots)
@@ -198,7 +197,7 @@ def test_label_smoothing_mixes_in_all_words_that_may_be_written():
 
 @functools.lru_cache
 def drawn():
-    @fast_jit
+    @jax.jit
     @chex.assert_max_traces(n=1)
     def compiled(model, batch, keys, temperature, top_k, top_p):
         return sample(model, batch, ROOM, keys, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -268,25 +267,10 @@ def test_greedy_is_temperature_zero_and_one_candidate():
     np.testing.assert_array_equal(draw(batch, 3, top_p=0.0).tokens, greedy.tokens)
 
 
-def test_truncation():
-    log_probs = jnp.log(jnp.asarray([0.1, 0.4, 0.2, 0.3]))
-    run = fast_jit(lambda top_k, top_p: truncated(log_probs, top_k, top_p))
-
-    def kept(**limits):
-        return run(**limits).tolist()
-
-    assert kept(top_k=0, top_p=1.0) == [True] * 4
-    assert kept(top_k=2, top_p=1.0) == [False, True, False, True]
-    assert kept(top_k=0, top_p=0.69) == [False, True, False, True]
-    assert kept(top_k=0, top_p=0.71) == [False, True, True, True]
-    assert kept(top_k=3, top_p=0.5) == [False, True, False, True]
-    assert kept(top_k=0, top_p=0.0) == [False, True, False, False]
-
-
 def test_a_wide_beam_finds_the_best_of_all_ways():
     closed, _ = enumeration(2)
     batch = {name: value[3:] for name, value in source(4).items()}
-    found = fast_jit(beam_search, static_argnums=(2, 3))(model(), batch, 4, 60)
+    found = jax.jit(beam_search, static_argnums=(2, 3))(model(), batch, 4, 60)
     done = np.asarray(found.finished)
     expected = np.sort([p for (words, _), p in closed.items() if len(words) < 4])[::-1]
     assert (np.diff(found.log_prob[done]) <= 1e-6).all()
@@ -305,7 +289,7 @@ def test_a_wide_beam_finds_the_best_of_all_ways():
 def test_the_order_of_a_fixed_sequence():
     targets = ((3, 4, 5, 4), (5, 3), (4,), ())
     batch = source(4) | framed(*targets)
-    found = fast_jit(search_order, static_argnums=2)(model(), batch, 24)
+    found = jax.jit(search_order, static_argnums=2)(model(), batch, 24)
     best = np.asarray(found.order[:, 0])
     assert np.isfinite(found.log_prob[:, 0]).all()
     np.testing.assert_allclose(

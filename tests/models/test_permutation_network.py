@@ -11,8 +11,7 @@ from vljax.errors import UserError
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.models.permutation_network import PermutationNetwork
 
-# Programs here run once or twice: compiling them well would take longer than running them.
-fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
 def text_batch():
@@ -39,7 +38,7 @@ def network(distribution="gumbel_matching", region_features=0):
     )
 
 
-logits = fast_jit(lambda model, batch: model(batch))
+logits = jax.jit(lambda model, batch: model(batch))
 
 
 @pytest.mark.parametrize("distribution", ["gumbel_matching", "plackett_luce"])

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from vljax.errors import UserError
@@ -20,8 +19,7 @@ from vljax.models.transformer import (
     with_places,
 )
 
-# Programs here run once or twice: compiling them well would take longer than running them.
-fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 SIZES = {"features": 16, "hidden": 32, "heads": 2}
 
@@ -44,7 +42,7 @@ def encoder(scheme, norm="pre"):
             attention.distance_bias.set_value(jax.random.normal(jax.random.key(2), (2, 8)))
         return made
 
-    run = fast_jit(lambda model, x, mask: model(x, mask))
+    run = jax.jit(lambda model, x, mask: model(x, mask))
     return functools.partial(run, make())
 
 
@@ -103,14 +101,14 @@ def test_only_sets_ignore_the_order(scheme):
 @pytest.mark.parametrize("scheme", ["relative", "xl", "insertion"])
 def test_relative_scores_are_those_of_the_definition(scheme):
     n, heads, size = 5, 2, 4
-    made = fast_jit(lambda: Attention(8, heads, rngs=nnx.Rngs(1), scheme=scheme, max_distance=2))()
+    made = jax.jit(lambda: Attention(8, heads, rngs=nnx.Rngs(1), scheme=scheme, max_distance=2))()
     if scheme == "xl":
         made.content_bias.set_value(random(heads, size, seed=3))
         made.distance_bias.set_value(random(heads, size, seed=4))
     x, order = np.asarray(random(1, n, 8)), np.random.default_rng(0).permutation(n)
     relation = np.sign(order[:, None] - order[None])[None]
     mask = jnp.tri(n, dtype=bool)[None]
-    found = fast_jit(lambda m, x: m(x, m.keys_values(x, x), mask, jnp.asarray(relation)))(made, x)
+    found = jax.jit(lambda m, x: m(x, m.keys_values(x, x), mask, jnp.asarray(relation)))(made, x)
 
     weights = {name: np.asarray(value) for name, value in named_parameters(made).items()}
     q, k, v = (
@@ -139,12 +137,14 @@ def test_relative_scores_are_those_of_the_definition(scheme):
 
 
 def linear_into(peer, layer):
+    torch = pytest.importorskip("torch")
     peer.weight.data = torch.tensor(np.asarray(layer.weight[...]).T.copy())
     peer.bias.data = torch.tensor(np.asarray(layer.bias[...]))
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_a_decoder_layer_is_torchs(norm):
+    torch = pytest.importorskip("torch")
     ours = Layer(**SIZES, rngs=nnx.Rngs(2), norm=norm, cross=True)
     peer = torch.nn.TransformerDecoderLayer(
         16, 2, 32, dropout=0.0, batch_first=True, norm_first=norm == "pre"
@@ -166,7 +166,7 @@ def test_a_decoder_layer_is_torchs(norm):
     x, source = random(2, 5, 16), random(2, 6, 16, seed=1)
     seen = np.arange(6)[None] < np.array([[6], [3]])
     causal = np.tri(5, dtype=bool)[None]
-    found = fast_jit(lambda m: m(x, causal, m.context(source, jnp.asarray(seen))))(ours)
+    found = jax.jit(lambda m: m(x, causal, m.context(source, jnp.asarray(seen))))(ours)
     with torch.no_grad():
         expected = peer(
             torch.tensor(np.asarray(x)),
@@ -177,12 +177,45 @@ def test_a_decoder_layer_is_torchs(norm):
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize(("scheme", "norm"), [("none", "post"), ("relative", "pre"), ("xl", "pre")])
+def test_steps_are_the_whole_pass(scheme, norm):
+    """A prompt of three positions at once, then one after the other; beside a source, or alone."""
+    layer = Layer(
+        **SIZES, rngs=nnx.Rngs(4), scheme=scheme, norm=norm, max_distance=2, cross=norm == "post"
+    )
+    x, source = random(2, 7, 16), random(2, 5, 16, seed=1)
+    seen = np.arange(5)[None] < np.array([[5], [2]])
+
+    @jax.jit
+    def both(layer, x):
+        context = layer.context(source, jnp.asarray(seen)) if norm == "post" else None
+        first, cache = layer.step(x[:, :3], layer.start(2, 7), jnp.zeros((), jnp.int32), context)
+
+        def one(cache, place):
+            now = jax.lax.dynamic_slice_in_dim(x, place, 1, axis=1)
+            found, cache = layer.step(now, cache, place, context)
+            return cache, found[:, 0]
+
+        _, others = jax.lax.scan(one, cache, jnp.arange(3, 7))
+        stepped = jnp.concatenate([first, jnp.moveaxis(others, 0, 1)], axis=1)
+        return stepped, layer(x, np.tri(7, dtype=bool)[None], context)
+
+    stepped, whole = both(layer, x)
+    np.testing.assert_allclose(stepped, whole, atol=1e-5)
+
+
+def test_positional_attention_has_no_steps():
+    layer = Layer(**SIZES, rngs=nnx.Rngs(4), scheme="sinusoid_attention")
+    with pytest.raises(ValueError, match="no steps"):
+        layer.step(random(2, 1, 16), layer.start(2, 7), jnp.zeros((), jnp.int32))
+
+
 @functools.lru_cache
 def decoder_layer(rate=0.0):
     layer = Layer(**SIZES, rngs=nnx.Rngs(3), scheme="insertion", cross=True, dropout_rate=rate)
     mask = np.tri(4, dtype=bool)[None]
 
-    @fast_jit
+    @jax.jit
     def run(layer, x, source, seen, key):
         relation = jnp.broadcast_to(jnp.sign(jnp.arange(4)[:, None] - jnp.arange(4)), (6, 4, 4))
         return layer(x, mask, layer.context(source, seen), relation=relation, key=key)

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vljax.models.layers import LayerNorm, Linear, dropout
-from vljax.models.transformer import Context, Layer, Scheme, SourceEncoder
+from vljax.models.transformer import Context, KeysValues, Layer, Scheme, SourceEncoder
 from vljax.ops.insertion import in_order, movable, neighbours, relations
 
 PAD, START, END, UNKNOWN = range(4)
@@ -60,7 +60,7 @@ class Cache(NamedTuple):
         slot_keys: of the right and the left side of every word.
     """
 
-    layers: tuple[tuple[Float[Array, "r t h d"], Float[Array, "r t h d"]], ...]
+    layers: tuple[KeysValues, ...]
     slot_keys: Float[Array, "r t 2 f"]
 
 
@@ -94,7 +94,7 @@ class InsertionDecoder(nnx.Module):
         rngs: nnx.Rngs,
         **fields: object,
     ) -> None:
-        self.heads, self.dropout_rate, self.dtype = heads, dropout_rate, dtype
+        self.dropout_rate, self.dtype = dropout_rate, dtype
         self.source = SourceEncoder(
             vocabulary_size,
             region_features,
@@ -172,10 +172,10 @@ class InsertionDecoder(nnx.Module):
 
     def start(self, rows: int, length: int) -> Cache:
         """An empty cache for `rows` sequences of at most `length` steps."""
-        dtype, width = jnp.dtype(self.dtype), self.norm.weight.shape[0]
-        empty = jnp.zeros((rows, length, self.heads, width // self.heads), dtype)
-        slot_keys = jnp.zeros((rows, length, 2, width), jnp.float32)
-        return Cache(tuple((empty, empty) for _ in self.layers), slot_keys)
+        slot_keys = jnp.zeros((rows, length, 2, self.norm.weight.shape[0]), jnp.float32)
+        return Cache(
+            tuple(layer.start(rows, length, self.dtype) for layer in self.layers), slot_keys
+        )
 
     def step(
         self,

@@ -47,9 +47,24 @@ def sinusoids(position: Array, features: int, max_period: float = 10_000.0) -> A
     return jnp.pad(both, [(0, 0)] * position.ndim + [(0, features - 2 * half)])
 
 
-def by_distance(scores: Float[Array, "*b n 2n-1"]) -> Float[Array, "*b n n"]:
-    """From scores [i, d] of the distance d − (n − 1) to scores [i, j] of the distance j − i."""
-    *batch, n, _ = scores.shape
+def by_distance(
+    scores: Float[Array, "*b q 2n-1"], place: int | Int[Array, ""] = 0
+) -> Float[Array, "*b q n"]:
+    """From scores of distances to scores of keys.
+
+    Args:
+        scores: [i, d]: of query i and the distance d − (n − 1).
+        place: Of the first query among the n keys; the others follow.
+
+    Returns:
+        [i, j]: of query i and key j, whose distance is j − (place + i).
+    """
+    *batch, queries, distances = scores.shape
+    n = (distances + 1) // 2
+    if queries < n:
+        keys, at = jnp.arange(n), place + jnp.arange(queries)
+        index = jnp.broadcast_to(keys - at[:, None] + n - 1, (*batch, queries, n))
+        return jnp.take_along_axis(scores, index, axis=-1)
     # A row one entry longer than the distances shifts each row by one against the row before.
     flat = jnp.pad(scores, [(0, 0)] * (len(batch) + 1) + [(0, 1)]).reshape(*batch, -1)
     flat = flat[..., n - 1 : n - 1 + n * (2 * n - 1)]
@@ -108,6 +123,7 @@ class Attention(nnx.Module):
         keys_values: tuple[Float[Array, "c k h d"], Float[Array, "c k h d"]],
         mask: Bool[Array, "#c #q k"],
         relation: Int[Array, "b q k"] | None = None,
+        place: int | Int[Array, ""] = 0,
     ) -> Float[Array, "b q f"]:
         """Attends.
 
@@ -117,12 +133,13 @@ class Attention(nnx.Module):
             keys_values: from `keys_values`.
             mask: True where a query may see a key. One that may see none gets zeros.
             relation: `"insertion"`: the labels −1, 0, 1 of queries against keys.
+            place: `"relative"` and `"xl"`: the place of the first query among the keys.
         """
         key, value = keys_values
         rows, length, features = queries.shape
         query = self._split(self.query(queries))
         if self.scheme in ("relative", "xl", "insertion"):
-            scores = self._scores(query, key, relation)
+            scores = self._scores(query, key, relation, place)
             scores = jnp.where(mask[:, None], scores, _MASKED)
             weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
             mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
@@ -141,6 +158,7 @@ class Attention(nnx.Module):
         query: Float[Array, "b q h d"],
         key: Float[Array, "b k h d"],
         relation: Int[Array, "b q k"] | None,
+        place: int | Int[Array, ""],
     ) -> Float[Array, "b h q k"]:
         """Scores of content and place, float32."""
         scale = 1 / math.sqrt(query.shape[-1])
@@ -148,11 +166,11 @@ class Attention(nnx.Module):
             length = key.shape[1]
             features = self.heads * key.shape[-1]
             distance = sinusoids(jnp.arange(1 - length, length), features).astype(query.dtype)
-            place = self._split(self.distance(distance))
+            by_place = self._split(self.distance(distance))
             content = query + self.content_bias[...].astype(query.dtype)
             query = query + self.distance_bias[...].astype(query.dtype)
-            by = jnp.einsum("bqhd,rhd->bhqr", query, place, preferred_element_type=jnp.float32)
-            at_place = by_distance(by)
+            by = jnp.einsum("bqhd,rhd->bhqr", query, by_place, preferred_element_type=jnp.float32)
+            at_place = by_distance(by, place)
         else:
             content, length, k = query, key.shape[1], self.max_distance
             table = self.distances[...].astype(query.dtype)
@@ -160,7 +178,7 @@ class Attention(nnx.Module):
                 table = table[jnp.clip(jnp.arange(1 - length, length), -k, k) + k]
             by = jnp.einsum("bqhd,rd->bhqr", query, table, preferred_element_type=jnp.float32)
             if self.scheme == "relative":
-                at_place = by_distance(by)
+                at_place = by_distance(by, place)
             else:
                 # Three selections: a gather's gradient is slow on CPU.
                 at_place = jnp.select(
@@ -181,6 +199,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b f"]) -> Float[Array, "*b f"]:
         return self.outer(jax.nn.relu(self.inner(x)))
+
+
+#: Keys and values of the positions so far, [b, n, h, d] each.
+KeysValues = tuple[Float[Array, "b n h d"], Float[Array, "b n h d"]]
 
 
 class Context(NamedTuple):
@@ -264,35 +286,47 @@ class Layer(nnx.Module):
         mixed = self.self_attention(entering, seen, mask, relation)
         return self._after_self_attention(x, mixed, mask, context, key)
 
+    def start(self, rows: int, length: int, dtype: str | jnp.dtype = jnp.float32) -> KeysValues:
+        """An empty cache for `rows` sequences of at most `length` positions."""
+        heads, width = self.self_attention.heads, self.self_attention_norm.weight.shape[0]
+        empty = jnp.zeros((rows, length, heads, width // heads), dtype)
+        return empty, empty
+
     def step(
         self,
-        x: Float[Array, "b 1 f"],
-        cache: tuple[Float[Array, "b n h d"], Float[Array, "b n h d"]],
+        x: Float[Array, "b q f"],
+        cache: KeysValues,
         step: Int[Array, ""],
-        context: Context,
-        relation: Int[Array, "b 1 n"],
-    ) -> tuple[Float[Array, "b 1 f"], tuple[Array, Array]]:
-        """One position more: sees itself and those of `cache` before it.
+        context: Context | None = None,
+        relation: Int[Array, "b q n"] | None = None,
+    ) -> tuple[Float[Array, "b q f"], KeysValues]:
+        """The next positions, causally: each sees itself and those before it.
 
         Args:
-            x: The position.
-            cache: Keys and values, filled up to `step` (exclusive).
-            step: Index of the position.
-            context: The source.
-            relation: Its labels against all positions.
+            x: The next position, or several (a prompt).
+            cache: Keys and values of the positions before; from `start` or the step before.
+            step: Index of the first.
+            context: The source, for a layer with `cross`.
+            relation: For the scheme `"insertion"`: labels against all positions.
 
         Returns:
-            The position transformed, and the cache with it.
+            The positions transformed, and the cache with them.
+
+        Raises:
+            ValueError: the scheme is `"sinusoid_attention"`, which reads whole sequences.
         """
+        if self.position_attention is not None:
+            raise ValueError("a layer of the scheme 'sinusoid_attention' has no steps")
         entering = self._enter(x, self.self_attention_norm)
         new = self.self_attention.keys_values(entering, entering)
-        cache = tuple(  # type: ignore[assignment]
+        keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, one, step, axis=1)
             for old, one in zip(cache, new, strict=True)
         )
-        mask = (jnp.arange(cache[0].shape[1]) <= step)[None, None]
-        mixed = self.self_attention(entering, cache, mask, relation)
-        return self._after_self_attention(x, mixed, mask, context, None), cache
+        at = step + jnp.arange(x.shape[1])
+        mask = (jnp.arange(keys.shape[1]) <= at[:, None])[None]
+        mixed = self.self_attention(entering, (keys, values), mask, relation, step)
+        return self._after_self_attention(x, mixed, mask, context, None), (keys, values)
 
     def _after_self_attention(
         self,

@@ -195,8 +195,9 @@ def order_loss(
         if stage.order == "voi":
             posterior, orders = draw_orders(model, batch, order_key, config.num_orders)
         elif stage.order == "sao":
-            orders = search_order(model.decoder, batch, config.search_beams).order[:, :1]
-            orders = jax.lax.stop_gradient(jnp.moveaxis(orders, 1, 0))
+            decoder = jax.lax.stop_gradient(model.decoder)
+            orders = search_order(decoder, batch, config.search_beams).order[:, :1]
+            orders = jnp.moveaxis(orders, 1, 0)
         else:
             orders = fixed_orders(stage.order, tokens, mask, frequencies, order_key)[None]
         key_or_none = None if stage.trains == "permutation" and learns else dropout_key

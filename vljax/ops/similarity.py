@@ -32,9 +32,9 @@ def cosine(a: Float[Array, "*b d"], b: Float[Array, "*c d"]) -> Float[Array, "*b
 
 
 def _length(x: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-    """Euclidean length; 1 for a vector without direction, lest its gradient be 0 / 0."""
-    squared = (x * x).sum(-1)
-    return jnp.sqrt(jnp.where(squared >= SHORTEST**2, squared, 1.0))
+    """Euclidean length, or that of another vector where its gradient would be 0 / 0."""
+    short = jnp.sum(x * x, -1, keepdims=True) < SHORTEST**2
+    return jnp.linalg.norm(jnp.where(short, 1.0, x), axis=-1)
 
 
 def clip_scale(logit_scale: Float[Array, ""]) -> Float[Array, ""]:

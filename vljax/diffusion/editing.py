@@ -15,7 +15,7 @@ more usual uncond + s·(cond − uncond) is the same with w = s − 1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -25,22 +25,7 @@ from vljax.diffusion.process import Denoiser, Guidance, Process, q_sample
 from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import AfterStep, ddim, ddpm
 from vljax.diffusion.schedules import Schedule
-from vljax.models.control import Control, plain
-
-
-class Network(Protocol):
-    """A text-conditional denoiser whose attention can be taken over, as `ConditionalUNet`."""
-
-    def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        t: Int[Array, " b"],
-        context: Float[Array, "b n d"],
-        /,
-        *,
-        control: Control = plain,
-    ) -> Float[Array, "b h w c"]:
-        """Predict from `x` at times `t` under the embedded texts `context`."""
+from vljax.models.control import Control, Network, plain
 
 
 def always_plain(t: Int[Array, " b"]) -> Control:

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from vljax.diffusion.editing import Network, guided, keep_from, steps_done
+from vljax.diffusion.editing import guided, keep_from, steps_done
 from vljax.diffusion.process import Process
 from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import ddim
 from vljax.errors import UserError
-from vljax.models.control import Control, Place
+from vljax.models.control import Control, Network, Place
 from vljax.ops.attention import attention
 from vljax.ops.inside_outside import resize_nearest
 

@@ -29,11 +29,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from vljax.diffusion.editing import Network, guided, keep_from, steps_done
+from vljax.diffusion.editing import guided, keep_from, steps_done
 from vljax.diffusion.process import Process
 from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import Latents, ddim, ddim_inversion
-from vljax.models.control import Control, Place, inside_outside, plain
+from vljax.models.control import Control, Network, Place, inside_outside, plain
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.ops.inside_outside import resize_nearest, schedule_strength
 

@@ -7,11 +7,11 @@ Prompt-to-Prompt and pictures of attention maps are such functions.
 
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from vljax.ops.attention import attention
 from vljax.ops.inside_outside import (
@@ -53,6 +53,21 @@ any pytree of arrays to hand out of the network, or None.
 def plain(query: Array, key: Array, value: Array, place: Place) -> tuple[Array, None]:
     """The `Control` that changes nothing."""
     return attention(query, key, value), None
+
+
+class Network(Protocol):
+    """A text-conditional denoiser whose attention can be taken over, as `ConditionalUNet`."""
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Int[Array, " b"],
+        context: Float[Array, "b n d"],
+        /,
+        *,
+        control: Control = plain,
+    ) -> Float[Array, "b h w c"]:
+        """Predict from `x` at times `t` under the embedded texts `context`."""
 
 
 def drop_keys(key: Key[Array, ""], batch: int, share: float) -> Control:

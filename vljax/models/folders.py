@@ -282,6 +282,53 @@ def stable_diffusion_arguments(folder: Folder) -> dict[str, dict[str, Any]]:
     }
 
 
+def predicts(folder: Folder) -> str | None:
+    """What a pipeline's network predicts, as `Process` calls it; its scheduler alone tells.
+
+    Args:
+        folder: Holds `scheduler/scheduler_config.json`, or does not: then nothing is known, None.
+
+    Raises:
+        UserError: the file is unreadable, or names something else.
+    """
+    file = Path(folder) / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return None
+    said = read_json(file).get("prediction_type", "epsilon")
+    if said not in (names := {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}):
+        raise UserError(
+            f"{file}: prediction_type={said!r} is none of {', '.join(names)}: give a folder of "
+            "Stable Diffusion 1 or 2"
+        )
+    return names[said]
+
+
+def inpainting_arguments(folder: Folder, beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the inpainting `ConditionalUNet` in a folder, where it fits the rest.
+
+    Args:
+        folder: Holds the network's `config.json`; what `--config.pretrained.inpaint` gives.
+        beside: The arguments that it must have to stand beside a Stable Diffusion; those that its
+            folder does not tell are taken from here.
+
+    Raises:
+        UserError: the folder is of a whole pipeline, or of a network that does not fit.
+    """
+    if (Path(folder) / "unet").is_dir():
+        raise UserError(
+            f"--config.pretrained.inpaint={folder} is a whole pipeline: give its U-Net, "
+            f"--config.pretrained.inpaint={folder}/unet"
+        )
+    found = {**beside, **unet_arguments(folder)}
+    for field in ("in_channels", "context_features"):
+        if found[field] != beside[field]:
+            raise UserError(
+                f"--config.pretrained.inpaint={folder} has {field}={found[field]}, but beside this "
+                f"Stable Diffusion {beside[field]} is needed: give the one of the same version"
+            )
+    return found
+
+
 # CLIPSeg -----------------------------------------------------------------------------------------
 
 # What the fields are that a published config leaves out.

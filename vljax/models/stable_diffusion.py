@@ -8,7 +8,7 @@ named as the subfolders of a `diffusers` pipeline, which loads as it is:
     sd = pretrained.load(sd, folder)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from vljax.errors import UserError
 from vljax.models.autoencoder import AutoencoderKL
 from vljax.models.clip import CLIP, TextTransformer
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.control import Control, plain
+from vljax.models.control import Control, Network, plain
+from vljax.models.parameters import named_parameters, with_parameters
 from vljax.ops.inside_outside import resize_nearest
 
 
@@ -85,10 +86,10 @@ class StableDiffusion(nnx.Module):
 
 def inpainting_network(
     sd: StableDiffusion,
-    unet: Callable[..., Float[Array, "b h2 w2 c"]],
+    unet: Network,
     images: Float[Array, "b h w 3"],
     mask: Float[Array, "#b h w"],
-) -> Callable[..., Float[Array, "b h2 w2 c"]]:
+) -> Network:
     """An inpainting U-Net (ibid., section 4.5) as one of noisy latents and texts alone.
 
     It sees noisy latents, the mask, and the latents of the picture whose pixels under the mask are
@@ -102,7 +103,7 @@ def inpainting_network(
         mask: 1 where it is to draw, 0 elsewhere.
 
     Returns:
-        `(x, t, context, control=plain) -> prediction`, also for batches of several times as many
+        The network, also for batches of several times as many
         rows, such as the two halves of classifier-free guidance.
     """
     masked = sd.encode(jnp.where(mask[..., None] == 1, 0.0, images))
@@ -122,3 +123,18 @@ def inpainting_network(
         return unet(jnp.concatenate([x, tiled], axis=-1), t, context, control=control)
 
     return network
+
+
+def widened(unet: ConditionalUNet, wide: ConditionalUNet) -> ConditionalUNet:
+    """`wide` with the weights of `unet`, blind to the further channels of its input.
+
+    So the inpainting network's training begins.
+
+    Args:
+        unet: Gives the weights.
+        wide: The same network but for more input channels.
+    """
+    weights, name = dict(named_parameters(unet)), "conv_in.weight"
+    added = named_parameters(wide)[name].shape[2] - weights[name].shape[2]
+    weights[name] = jnp.pad(weights[name], ((0, 0), (0, 0), (0, added), (0, 0)))
+    return with_parameters(wide, weights)

@@ -43,7 +43,7 @@ from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import read_json, stable_diffusion_arguments, unet_arguments
+from vljax.models.folders import inpainting_arguments, predicts, stable_diffusion_arguments
 from vljax.models.stable_diffusion import StableDiffusion, inpainting_network
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
 from vljax.ops.inside_outside import join_prompts, resize_nearest
@@ -92,7 +92,7 @@ class ShapeGuided(nnx.Module):
         latents = self.sd.unet.conv_in.weight.shape[2]
         network = {**parts["unet"], "in_channels": 2 * latents + 1}
         if folder := config.pretrained.inpaint:
-            inpaint, network = True, _published_inpaint(folder, network)
+            inpaint, network = True, inpainting_arguments(folder, network)
         self.inpaint = ConditionalUNet(**network, rngs=rngs) if inpaint else None
         self.segmenter = CLIPSeg(**segmenter, rngs=rngs) if segmenter else None
 
@@ -107,44 +107,12 @@ def _published(folder: str, prediction: str) -> dict[str, dict[str, Any]]:
             f"autoencoder gives {given}, so it inpaints: give Stable Diffusion itself, and this "
             f"one with --config.pretrained.inpaint={folder}/unet"
         )
-    _check_prediction(Path(folder), prediction)
+    if (told := predicts(folder)) not in (None, prediction):
+        raise UserError(
+            f"--config.pretrained.sd={folder}: its scheduler says prediction_type={told!r}, but "
+            f"config.diffusion.prediction={prediction!r}: give --config.diffusion.prediction={told}"
+        )
     return published
-
-
-def _published_inpaint(folder: str, expected: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the inpainting U-Net in a folder, where it fits the rest."""
-    if (Path(folder) / "unet").is_dir():
-        raise UserError(
-            f"--config.pretrained.inpaint={folder} is a whole pipeline: give its U-Net, "
-            f"--config.pretrained.inpaint={folder}/unet"
-        )
-    found = {**expected, **unet_arguments(folder)}
-    for field in ("in_channels", "context_features"):
-        if found[field] != expected[field]:
-            raise UserError(
-                f"--config.pretrained.inpaint={folder} has {field}={found[field]}, but beside this "
-                f"Stable Diffusion {expected[field]} is needed: give the one of the same version"
-            )
-    return found
-
-
-def _check_prediction(folder: Path, prediction: str) -> None:
-    """What a pipeline's network predicts is told by its scheduler alone."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
-        return
-    said = read_json(file).get("prediction_type", "epsilon")
-    names = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-    if said not in names:
-        raise UserError(
-            f"{file}: prediction_type={said!r} is none of {', '.join(names)}: give a folder of "
-            "Stable Diffusion 1 or 2"
-        )
-    if names[said] != prediction:
-        raise UserError(
-            f"{file}: prediction_type={said!r}, but config.diffusion.prediction={prediction!r}: "
-            f"give --config.diffusion.prediction={names[said]}"
-        )
 
 
 def make_model(config: ConfigDict) -> ShapeGuided:

@@ -14,6 +14,7 @@ from vljax.data.datasets import open_source
 from vljax.data.pictures.images import image_grid
 from vljax.data.pictures.shape_prompts import named_object
 from vljax.data.text.tokenizers import Tokenizer
+from vljax.diffusion import latent
 from vljax.diffusion.editing import guided
 from vljax.diffusion.losses import denoising_loss
 from vljax.diffusion.noise import example_keys, start_noise
@@ -23,8 +24,7 @@ from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import segmentation_loss
 from vljax.models.control import drop_keys
-from vljax.models.parameters import named_parameters, with_parameters
-from vljax.models.stable_diffusion import inpainting_network
+from vljax.models.stable_diffusion import inpainting_network, widened
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss
 from vljax.systems.shape_guided.model import ShapeGuided, make_process, make_tokenizer
@@ -124,16 +124,11 @@ def clip_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
 
 
 def autoencoder_loss(config: ConfigDict) -> Callable:
-    """Squared error and a small divergence from the standard normal (Rombach et al., app. G)."""
+    """The autoencoder's, see `vljax.diffusion.latent`."""
 
     def loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
         images = to_unit(batch["image"])
-        latents = model.sd.vae.encode(images)
-        decoded = model.sd.vae.decode(latents.sample(key))
-        error = jnp.square(decoded - images).mean()
-        divergence = latents.divergence().mean() / images[0].size
-        metrics = {"mse": error, "divergence": divergence, "latents_std": latents.mean.std()}
-        return error + config.autoencoder.kl_weight * divergence, metrics
+        return latent.autoencoder_loss(model.sd.vae, images, key, config.autoencoder.kl_weight)
 
     return loss
 
@@ -156,6 +151,7 @@ def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
         context = model.sd.embed(batch["tokens"])
         network: Any
         if inpaint:
+            assert model.inpaint is not None
             mask = batch["mask"].astype(jnp.float32)
             network = inpainting_network(model.sd, model.inpaint, images, mask)
         else:
@@ -173,11 +169,10 @@ def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
 
 def inpaint_start(model: ShapeGuided) -> ShapeGuided:
     """The inpainting network as it begins: the U-Net, blind to its five further channels."""
-    begun = {f"inpaint.{name}": value for name, value in named_parameters(model.sd.unet).items()}
-    name = "inpaint.conv_in.weight"
-    added = named_parameters(model)[name].shape[2] - begun[name].shape[2]
-    begun[name] = jnp.pad(begun[name], ((0, 0), (0, 0), (0, added), (0, 0)))
-    return with_parameters(model, begun)
+    assert model.inpaint is not None
+    begun = jax.tree.map(lambda leaf: leaf, model)
+    begun.inpaint = widened(model.sd.unet, model.inpaint)
+    return begun
 
 
 def segmenter_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:

@@ -1,4 +1,4 @@
-"""Published checkpoints: safetensors, and PyTorch's files through its weights-only loader."""
+"""Published checkpoints: safetensors, PyTorch's through its weights-only loader, caffemodels."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from vljax import files
 from vljax.errors import RunError, UserError
 from vljax.models.parameters import named_parameters, variables, with_parameters
+from vljax.pretrained.caffemodel import read_caffemodel
 
 Model = TypeVar("Model")
 Tensors = dict[str, np.ndarray]
@@ -39,9 +40,9 @@ def load(model: Model, path: str | os.PathLike, *, ignore: Sequence[str] = ()) -
 
     Args:
         model: Gives names, shapes and layouts; may come from `jax.eval_shape`.
-        path: A `.safetensors`, `.pt`, `.pth` or `.bin` file, a `.index.json` of a sharded
-            checkpoint, a folder that holds one of them (`diffusers`, `transformers`), or the
-            folder of a whole Stable Diffusion pipeline.
+        path: A `.safetensors`, `.pt`, `.pth`, `.bin` or `.caffemodel` file, a `.index.json` of a
+            sharded checkpoint, a folder that holds one of them (`diffusers`, `transformers`), or
+            the folder of a whole Stable Diffusion pipeline.
         ignore: Prefixes of tensors that may be surplus (buffers, parts that are not used).
 
     Raises:
@@ -171,6 +172,8 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
             shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
             parts = [read_tensors(path.with_name(shard)) for shard in shards]
             return {name: tensor for part in parts for name, tensor in part.items()}
+        if path.suffix == ".caffemodel":
+            return read_caffemodel(path)
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except UserError:
         raise

@@ -7,6 +7,7 @@
 ```
 """
 
+import functools
 import importlib
 import json
 import os
@@ -65,18 +66,30 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 
+# Fields of earlier runs' configs that are gone, each with the one value that networks still have.
+_RETIRED = {"model.diffusion.head_order": "heads_first", "model.diffusion.resblock_updown": True}
+
+
 def from_workdir(path: str | os.PathLike) -> ConfigDict:
     """The config that a run left in its workdir.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is an earlier version's and asks for what is gone.
     """
     file = Path(path) / "config.json"
     if not file.is_file():
         raise UserError(
             f"--workdir={path} holds no config.json: give a training run's workdir, or --config"
         )
-    return ConfigDict(json.loads(file.read_text()))
+    config = json.loads(file.read_text())
+    for name, only in _RETIRED.items():
+        *sections, field = name.split(".")
+        holder = functools.reduce(lambda fields, section: fields.get(section, {}), sections, config)
+        if (value := holder.pop(field, only)) != only:
+            raise UserError(
+                f"{file}: {name}={value!r} is no longer built, only {only!r}: train anew"
+            )
+    return ConfigDict(config)
 
 
 def load_system(config: ConfigDict) -> ModuleType:

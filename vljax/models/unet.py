@@ -2,8 +2,13 @@
 
 Dhariwal & Nichol, *Diffusion Models Beat GANs on Image Synthesis* (2021), section 3. Parameter
 names are those of OpenAI's guided-diffusion checkpoints.
+
+What a picture is made from can be told in two ways, both as in GLIDE (Nichol et al. 2022, section
+3.1; names of its parameters too): by a vector that is added to the embedded time, and by a context,
+a sequence of vectors to which every attention attends beside the picture.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,10 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vljax.errors import UserError
-from vljax.models.blocks import Upsample, downsample, upsample
+from vljax.models.blocks import downsample, upsample
 from vljax.models.layers import (
     Conv,
-    Embedding,
     GroupNorm,
     Linear,
     apply,
@@ -25,15 +29,8 @@ from vljax.models.layers import (
 )
 from vljax.ops.attention import attention
 
-
-class Downsample(nnx.Module):
-    """Halving by a convolution of stride 2 where `use_conv`, else by averaging."""
-
-    def __init__(self, channels: int, use_conv: bool, *, rngs: nnx.Rngs) -> None:
-        self.op = Conv(channels, channels, 3, stride=2, rngs=rngs) if use_conv else None
-
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-        return downsample(x) if self.op is None else self.op(x)
+KeyValue = tuple[Float[Array, "b n heads d"], Float[Array, "b n heads d"]]
+"""Keys and values of a context in one layer."""
 
 
 class ResBlock(nnx.Module):
@@ -107,34 +104,56 @@ class ResBlock(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Self-attention between all positions, added to the input.
+    """Self-attention between all positions, added to the input; a context may be attended to too.
 
     Args:
         channels: Channels of input and output.
         num_heads: Number of heads; divides `channels`.
-        head_order: How the checkpoint lays out the joint projection's output: `"heads_first"`
-            (each head's query, key, value together: the published models) or `"qkv_first"`
-            (all queries, then keys, then values: `use_new_attention_order`).
         groups: Groups of the norm.
+        context_features: Length of the context's vectors, or None.
         rngs: Where the initial weights come from.
     """
 
     def __init__(
-        self, channels: int, num_heads: int, head_order: str, groups: int, *, rngs: nnx.Rngs
+        self,
+        channels: int,
+        num_heads: int,
+        groups: int,
+        *,
+        context_features: int | None = None,
+        rngs: nnx.Rngs,
     ) -> None:
         self.num_heads = num_heads
-        self.head_order = head_order
+        published = "o i 1 -> i o"
         self.norm = GroupNorm(channels, groups)
-        self.qkv = Linear(channels, 3 * channels, published="o i 1 -> i o", rngs=rngs)
-        self.proj_out = Linear(channels, channels, zero=True, published="o i 1 -> i o", rngs=rngs)
+        self.qkv = Linear(channels, 3 * channels, published=published, rngs=rngs)
+        self.proj_out = Linear(channels, channels, zero=True, published=published, rngs=rngs)
+        self.encoder_kv = (
+            None
+            if context_features is None
+            else Linear(context_features, 2 * channels, published=published, rngs=rngs)
+        )
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def project(self, context: Float[Array, "b n f"]) -> KeyValue:
+        """The keys and values that stand for a context in this layer.
+
+        Raises:
+            ValueError: the layer was built without a context.
+        """
+        if self.encoder_kv is None:
+            raise ValueError("this network was built without context_features")
+        # As for queries, each head's share of the features lies together.
+        joint = self.encoder_kv(context).reshape(*context.shape[:2], self.num_heads, 2, -1)
+        return joint[..., 0, :], joint[..., 1, :]
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: KeyValue | None = None
+    ) -> Float[Array, "b h w c"]:
         b, height, width, c = x.shape
         qkv = self.qkv(self.norm(x).reshape(b, height * width, c))
-        if self.head_order == "heads_first":
-            q, k, v = jnp.moveaxis(qkv.reshape(b, -1, self.num_heads, 3, c // self.num_heads), 3, 0)
-        else:
-            q, k, v = jnp.moveaxis(qkv.reshape(b, -1, 3, self.num_heads, c // self.num_heads), 2, 0)
+        q, k, v = jnp.moveaxis(qkv.reshape(b, -1, self.num_heads, 3, c // self.num_heads), 3, 0)
+        if context is not None:
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(context, (k, v), strict=True))
         h = attention(q, k, v)
         return x + self.proj_out(h.reshape(b, -1, c)).reshape(x.shape)
 
@@ -143,7 +162,9 @@ class UNet(nnx.Module):
     """ADM's U-Net.
 
     `unet(x, t)` is a denoiser: `x` [b h w in_channels] in float32, `t` [b] in steps of the
-    original schedule; the output [b h w out_channels] is float32.
+    original schedule; the output [b h w out_channels] is float32. So is
+    `unet(x, t, conditioning, context)` under a condition; both are optional, and the context comes
+    from `project_context`, once for all steps.
 
     Args:
         image_size: Side of the pictures in pixels; tells which level `attention_resolutions`
@@ -157,12 +178,10 @@ class UNet(nnx.Module):
         in_channels: Channels of the input.
         num_heads: Attention heads, where `num_head_channels` is None.
         num_head_channels: Channels a head.
-        head_order: See `AttentionBlock`.
-        num_classes: Number of labels of a class-conditional model, or None.
+        context_features: Length of the context's vectors; None builds no layers for a context.
         dropout_rate: Share of features dropped in residual blocks, when a key is given.
         scale_shift_norm: See `ResBlock`.
         norm_groups: Groups of the norms; 32 in every published model.
-        resblock_updown: Change size inside residual blocks, instead of by strided convolution.
         remat: Recompute each block's activations in the backward pass, to save memory.
         dtype: Compute dtype of everything between the first and the last layer.
         rngs: Where the initial weights come from.
@@ -183,12 +202,10 @@ class UNet(nnx.Module):
         in_channels: int = 3,
         num_heads: int = 1,
         num_head_channels: int | None = None,
-        head_order: str = "heads_first",
-        num_classes: int | None = None,
+        context_features: int | None = None,
         dropout_rate: float = 0.0,
         scale_shift_norm: bool = True,
         norm_groups: int = 32,
-        resblock_updown: bool = True,
         remat: bool = False,
         dtype: str = "float32",
         rngs: nnx.Rngs,
@@ -201,7 +218,6 @@ class UNet(nnx.Module):
             num_heads,
             num_head_channels,
             norm_groups,
-            head_order,
         )
         self.model_channels = model_channels
         self.remat = remat
@@ -213,9 +229,6 @@ class UNet(nnx.Module):
                 jax.nn.silu,
                 Linear(embedding, embedding, rngs=rngs),
             ]
-        )
-        self.label_emb = (
-            None if num_classes is None else Embedding(num_classes, embedding, rngs=rngs)
         )
 
         def res_block(channels: int, out: int, resample: str | None = None) -> ResBlock:
@@ -232,7 +245,9 @@ class UNet(nnx.Module):
 
         def attention_block(channels: int) -> AttentionBlock:
             heads = num_heads if num_head_channels is None else channels // num_head_channels
-            return AttentionBlock(channels, heads, head_order, norm_groups, rngs=rngs)
+            return AttentionBlock(
+                channels, heads, norm_groups, context_features=context_features, rngs=rngs
+            )
 
         size, channels = image_size, levels[0]
         self.input_blocks = nnx.List[Any]([nnx.List([Conv(in_channels, channels, 3, rngs=rngs)])])
@@ -246,12 +261,7 @@ class UNet(nnx.Module):
                 self.input_blocks.append(nnx.List(block))
                 skips.append(channels)
             if level < len(levels) - 1:
-                shrink = (
-                    res_block(channels, channels, "down")
-                    if resblock_updown
-                    else Downsample(channels, True, rngs=rngs)
-                )
-                self.input_blocks.append(nnx.List([shrink]))
+                self.input_blocks.append(nnx.List([res_block(channels, channels, "down")]))
                 skips.append(channels)
                 size //= 2
 
@@ -271,11 +281,7 @@ class UNet(nnx.Module):
                 if size in attention_resolutions:
                     block.append(attention_block(channels))
                 if level and i == num_res_blocks:
-                    block.append(
-                        res_block(channels, channels, "up")
-                        if resblock_updown
-                        else Upsample(channels, rngs=rngs)
-                    )
+                    block.append(res_block(channels, channels, "up"))
                     size *= 2
                 self.output_blocks.append(nnx.List(block))
 
@@ -287,11 +293,31 @@ class UNet(nnx.Module):
             ]
         )
 
+    def project_context(self, context: Float[Array, "b n f"]) -> list[KeyValue]:
+        """What the layers attend to of a context: keys and values, in the order of the layers.
+
+        It is the same for every step of sampling, so it is computed outside of them.
+
+        Args:
+            context: Vectors of any number, such as embedded words and patches of another picture.
+
+        Raises:
+            ValueError: the network was built without `context_features`.
+        """
+        context = context.astype(self.dtype)
+        layers = (layer for block in self._blocks() for layer in block)
+        return [layer.project(context) for layer in layers if isinstance(layer, AttentionBlock)]
+
+    def _blocks(self) -> tuple[nnx.List[Any], ...]:
+        """The blocks in the order of a call."""
+        return (*self.input_blocks, self.middle_block, *self.output_blocks)
+
     def __call__(
         self,
         x: Float[Array, "b h w c"],
         t: Float[Array, " b"] | Int[Array, " b"],
-        label: Int[Array, " b"] | None = None,
+        conditioning: Float[Array, "b e"] | None = None,
+        context: Sequence[KeyValue] | None = None,
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b h w o"]:
@@ -300,37 +326,48 @@ class UNet(nnx.Module):
         Args:
             x: Noisy pictures.
             t: Their times, in steps of the original schedule.
-            label: Class indices, if and only if the model is class-conditional.
+            conditioning: Added to the embedded time, e = 4 · `model_channels`; of an embedded
+                class, a sentence, a picture.
+            context: From `project_context`.
             key: Turns dropout on.
         """
-        if (label is None) != (self.label_emb is None):
-            raise ValueError("a label is needed if and only if the model has classes")
         embedding = apply(self.time_embed, timestep_embedding(t, self.model_channels))
-        if self.label_emb is not None and label is not None:
-            embedding = embedding + self.label_emb(label)
+        if conditioning is not None:
+            embedding = embedding + conditioning.astype(embedding.dtype)
 
         embedding = embedding.astype(self.dtype)
         h = x.astype(self.dtype)
         keys = _key_stream(key)
+        contexts = itertools.repeat(None) if context is None else iter(context)
         run = jax.checkpoint(_run) if self.remat else _run
+
+        def block_of(block: nnx.List[Any], h: Array) -> Array:
+            attends = any(isinstance(layer, AttentionBlock) for layer in block)
+            return run(block, h, embedding, next(contexts) if attends else None, next(keys))
+
         skips = []
         for block in self.input_blocks:
-            h = run(block, h, embedding, next(keys))
+            h = block_of(block, h)
             skips.append(h)
-        h = run(self.middle_block, h, embedding, next(keys))
+        h = block_of(self.middle_block, h)
         for block in self.output_blocks:
-            h = jnp.concatenate([h, skips.pop()], axis=-1)
-            h = run(block, h, embedding, next(keys))
+            h = block_of(block, jnp.concatenate([h, skips.pop()], axis=-1))
         return apply(self.out, h.astype(jnp.float32))
 
 
-def _run(block: nnx.List[Any], h: Array, embedding: Array, key: Key[Array, ""] | None) -> Array:
+def _run(
+    block: nnx.List[Any],
+    h: Array,
+    embedding: Array,
+    context: KeyValue | None,
+    key: Key[Array, ""] | None,
+) -> Array:
     """One entry of `input_blocks`, `middle_block` or `output_blocks`."""
     for i, layer in enumerate(block):
         if isinstance(layer, ResBlock):
             h = layer(h, embedding, None if key is None else jax.random.fold_in(key, i))
         else:
-            h = layer(h)
+            h = layer(h, context) if isinstance(layer, AttentionBlock) else layer(h)
     return h
 
 
@@ -349,7 +386,6 @@ def _check(
     num_heads: int,
     num_head_channels: int | None,
     norm_groups: int,
-    head_order: str,
 ) -> None:
     shrink = 2 ** (len(levels) - 1)
     if image_size % shrink:
@@ -373,5 +409,3 @@ def _check(
                 f"{channels} channels cannot be split by num_heads={num_heads} or "
                 f"num_head_channels={num_head_channels}"
             )
-    if head_order not in ("heads_first", "qkv_first"):
-        raise UserError(f"head_order={head_order!r}: choose 'heads_first' or 'qkv_first'")

@@ -62,3 +62,15 @@ def test_images_per_second(tmp_path, kind, capsys):
         )
     # Batching, ordering and prefetching must not cost more than they bring.
     assert max(rates.values()) > 0.5 * alone
+
+
+def test_scenes_are_made_fast():
+    source = Scenes(size=400, fields=("image",))
+    source[0]
+    best = np.inf
+    for _ in range(3):
+        begin = time.process_time()
+        for i in range(100):
+            source[i]
+        best = min(best, time.process_time() - begin)
+    assert 100 / best > 700  # thousands on a core of its own, less beside busy neighbours

@@ -9,23 +9,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from vljax.data.scenes.draws import Draws
-from vljax.data.scenes.shapes import SHAPES
-from vljax.data.scenes.wording import COUNTS, SIGNS, listed
-from vljax.data.scenes.world import (
-    BACKGROUNDS,
-    COLOURS,
-    OPPOSITE,
-    Scene,
-    grid_cell,
-    masks,
-    place_name,
-    relations,
-)
-
-QUESTION_KINDS = ("colour", "shape", "count", "exist", "relation", "background")
-
-#: Every answer that `question_answer` gives.
-ANSWERS = ("yes", "no", *COUNTS, *COLOURS, *SHAPES, *BACKGROUNDS)
+from vljax.data.scenes.explanations import explain
+from vljax.data.scenes.programs import QUESTION_KINDS, Program, parse_question, program
+from vljax.data.scenes.world import COLOURS, OPPOSITE, Scene, masks, relations
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,17 +22,24 @@ class QuestionAnswer:
         kind: one of `QUESTION_KINDS`.
         question: such as `"is the red circle behind the blue square?"`.
         answer: one of `ANSWERS`.
-        justification: such as `"because the red circle covers the blue square"`.
+        justifications: wordings of why, such as `"because the red circle covers the blue square"`.
         about: indices of the objects that prove it; none when it is the background.
         evidence: the pixels that prove it.
+        program: how to find the answer, see `vljax.data.scenes.programs`.
     """
 
     kind: str
     question: str
     answer: str
-    justification: str
+    justifications: tuple[str, ...]
     about: tuple[int, ...]
     evidence: Bool[np.ndarray, "h w"]
+    program: Program
+
+    @property
+    def justification(self) -> str:
+        """The first wording."""
+        return self.justifications[0]
 
 
 def _lone(scene: Scene, attribute: str) -> list[int]:
@@ -55,61 +48,60 @@ def _lone(scene: Scene, attribute: str) -> list[int]:
     return [i for i, value in enumerate(values) if values.count(value) == 1]
 
 
-def _ask(scene: Scene, kind: str, draws: Draws) -> tuple[str, str, str, tuple[int, ...]]:
-    """Question, answer, justification, and the objects that it rests on."""
+def _ask(scene: Scene, kind: str, draws: Draws) -> str:
+    """A question of a kind, about objects that chance chooses."""
     objects = scene.objects
     if kind == "colour":
-        i = draws.pick(_lone(scene, "shape"))
-        a = objects[i]
-        why = f"because the {a.shape} at the {place_name(a)} is {a.colour}"
-        return f"what color is the {a.shape}?", a.colour, why, (i,)
+        return f"what color is the {objects[draws.pick(_lone(scene, 'shape'))].shape}?"
     if kind == "shape":
-        i = draws.pick(_lone(scene, "colour"))
-        a = objects[i]
-        why = f"because the {a.colour} object at the {place_name(a)} {SIGNS[a.shape]}"
-        return f"what shape is the {a.colour} object?", a.shape, why, (i,)
+        return f"what shape is the {objects[draws.pick(_lone(scene, 'colour'))].colour} object?"
     if kind == "count":
-        verb = "is" if len(objects) == 1 else "are"
-        why = f"because there {verb} " + listed([f"a {thing.name}" for thing in objects])
-        everything = tuple(range(len(objects)))
-        return "how many objects are there?", COUNTS[len(objects) - 1], why, everything
+        return "how many objects are there?"
     if kind == "exist":
-        i = draws.below(len(objects))
-        a = objects[i]
+        a = objects[draws.below(len(objects))]
         if draws.below(2):
-            why = f"because there is a {a.name} at the {place_name(a)}"
-            return f"is there a {a.name}?", "yes", why, (i,)
-        same = tuple(j for j, b in enumerate(objects) if b.shape == a.shape)
-        taken = {objects[j].colour for j in same}
-        other = draws.pick([colour for colour in COLOURS if colour not in taken])
-        if len(same) == 1:
-            why = f"because the only {a.shape} is {a.colour}"
-        else:
-            why = "because " + listed(
-                [
-                    f"the {a.shape} at the {place_name(objects[j])} is {objects[j].colour}"
-                    for j in same
-                ]
-            )
-        return f"is there a {other} {a.shape}?", "no", why, same
+            return f"is there a {a.name}?"
+        taken = {thing.colour for thing in objects if thing.shape == a.shape}
+        return f"is there a {draws.pick([c for c in COLOURS if c not in taken])} {a.shape}?"
     if kind == "relation":
         i, j = draws.sample(range(len(objects)), 2)
-        a, b = objects[i], objects[j]
         true = draws.pick(relations(scene)[i, j])
-        axis = 1 if true in ("above", "below") else 0
-        asked, answer = (true, "yes") if draws.below(2) else (OPPOSITE[true], "no")
-        if true in ("behind", "in front of"):
-            front, back = (a, b) if true == "in front of" else (b, a)
-            why = f"because the {front.name} covers the {back.name}"
-        elif grid_cell(a)[axis] != grid_cell(b)[axis]:
-            why = f"because the {a.name} is at the {place_name(a)} and the {b.name} is at the "
-            why += place_name(b)
-        else:
-            why = f"because the {a.name} is {true} the {b.name}"
-        return f"is the {a.name} {asked} the {b.name}?", answer, why, (i, j)
-    tone = scene.background.tone
-    why = f"because the area around the object{'s' * (len(objects) > 1)} is {tone}"
-    return "is the background light or dark?", tone, why, ()
+        asked = true if draws.below(2) else OPPOSITE[true]
+        return f"is the {objects[i].name} {asked} the {objects[j].name}?"
+    return "is the background light or dark?"
+
+
+def answer_question(scene: Scene, question: str, image_size: int) -> QuestionAnswer:
+    """Answer a question about a scene, with reasons and the pixels that show it.
+
+    Args:
+        scene: the scene asked about.
+        question: in one of the forms in which `question_answer` asks.
+        image_size: side of the evidence mask in pixels.
+
+    Raises:
+        UserError: it has none of these forms.
+        ValueError: it does not apply to this scene.
+    """
+    kind, _ = parse_question(question)
+    found = explain(scene, question)
+    return QuestionAnswer(
+        kind,
+        question,
+        found.answer,
+        found.justifications,
+        found.about,
+        evidence_of(scene, found.about, image_size),
+        program(question),
+    )
+
+
+def evidence_of(scene: Scene, about: Sequence[int], image_size: int) -> Bool[np.ndarray, "h w"]:
+    """The visible pixels of some objects; of none, those of the background."""
+    visible = masks(scene, image_size)
+    if len(about):
+        return np.any(visible[list(about)], axis=0)
+    return ~np.any(visible, axis=0)
 
 
 def question_answer(
@@ -136,8 +128,4 @@ def question_answer(
     if not usable:
         raise ValueError(f"no question of {tuple(kinds)} applies to this scene")
     draws = Draws(seed, 2)
-    kind = draws.pick(usable)
-    question, answer, why, about = _ask(scene, kind, draws)
-    visible = masks(scene, image_size)
-    evidence = np.any(visible[list(about)], axis=0) if about else ~np.any(visible, axis=0)
-    return QuestionAnswer(kind, question, answer, why, about, evidence)
+    return answer_question(scene, _ask(scene, draws.pick(usable), draws), image_size)

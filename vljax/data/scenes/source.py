@@ -20,10 +20,18 @@ from typing import Any
 
 import numpy as np
 
+from vljax.data.scenes.counterfactuals import complement
 from vljax.data.scenes.dialogues import dialogue
 from vljax.data.scenes.draws import Draws
 from vljax.data.scenes.edits import EDIT_KINDS, edit_requests
-from vljax.data.scenes.questions import ANSWERS, QUESTION_KINDS, question_answer
+from vljax.data.scenes.explanations import ACTIVITIES, activity
+from vljax.data.scenes.programs import ANSWERS, QUESTION_KINDS
+from vljax.data.scenes.questions import (
+    QuestionAnswer,
+    answer_question,
+    evidence_of,
+    question_answer,
+)
 from vljax.data.scenes.shapes import SHAPES
 from vljax.data.scenes.wording import captions
 from vljax.data.scenes.world import (
@@ -47,7 +55,18 @@ SPLITS = ("train", "val")
 _WORLD = ("index", "count", "background", "class_ids", "class_vector", "centres", "coordinates")
 _SHAPE = ("masks", "boxes", "keypoints")
 _TEXT = ("caption", "captions")
-_QUESTION = ("question", "answer", "answer_index", "justification", "evidence")
+_QUESTION = (
+    *("question", "answer", "answer_index", "justification", "evidence"),
+    *("question_kind", "justifications", "program"),
+)
+_COMPLEMENT = (
+    "complement_image",
+    "complement_answer",
+    "complement_answer_index",
+    "complement_justifications",
+    "complement_evidence",
+)
+_ACTIVITY = ("activity", "activity_index", "activity_justifications", "activity_evidence")
 _DIALOGUE = (
     "instructions",
     "turn_images",
@@ -66,7 +85,10 @@ _EDIT = (
 )
 
 #: Every field that an example of `Scenes` can have.
-FIELDS = ("image", *_WORLD, *_SHAPE, *_TEXT, *_QUESTION, *_DIALOGUE, *_EDIT)
+FIELDS = (
+    *("image", *_WORLD, *_SHAPE, *_TEXT, *_QUESTION, *_COMPLEMENT, *_ACTIVITY),
+    *(*_DIALOGUE, *_EDIT),
+)
 
 
 def _classes(scene: Scene) -> np.ndarray:
@@ -106,6 +128,14 @@ class Scenes:
     | `question`, `answer`, `justification` | str |
     | `answer_index` | int32, into `ANSWERS` |
     | `evidence` | bool `(H, W)` |
+    | `question_kind` | str, from `QUESTION_KINDS` |
+    | `justifications` | list of `WORDINGS` str, the first is `justification` |
+    | `program` | list of str, from `vljax.data.scenes.programs.STEPS` |
+    | `complement_image` | uint8 `(H, W, 3)`: where the question has another answer |
+    | `complement_answer`, `complement_answer_index` | as `answer`, `answer_index` |
+    | `complement_justifications`, `complement_evidence` | as `justifications`, `evidence` |
+    | `activity`, `activity_index` | str; int32, into `ACTIVITIES` |
+    | `activity_justifications`, `activity_evidence` | list of `WORDINGS` str; bool `(H, W)` |
     | `instructions` | list of `count` str |
     | `turn_images` | uint8 `(N, H, W, 3)`: after each turn; the last one repeats |
     | `turn_masks` | bool `(N, H, W)`: visible pixels of the object added; none beyond `count` |
@@ -253,10 +283,22 @@ class Scenes:
         if not wanted.isdisjoint(_TEXT):
             made["captions"] = captions(scene, seed)
             made["caption"] = Draws(seed, 5).pick(made["captions"])
-        if not wanted.isdisjoint(_QUESTION):
+        if not wanted.isdisjoint((*_QUESTION, *_COMPLEMENT)):
             asked = question_answer(scene, self.image_size, seed, self.question_kinds)
-            made |= {name: getattr(asked, name) for name in _QUESTION if name != "answer_index"}
-            made["answer_index"] = np.int32(ANSWERS.index(asked.answer))
+            made |= self._question(asked) | {"justification": asked.justification}
+            made |= {"question": asked.question, "question_kind": asked.kind}
+            made["program"] = list(asked.program)
+            if not wanted.isdisjoint(_COMPLEMENT):
+                other = complement(scene, asked.question, seed)
+                again = self._question(answer_question(other, asked.question, self.image_size))
+                made |= {f"complement_{name}": value for name, value in again.items()}
+                made["complement_image"] = render(other, self.image_size)
+        if not wanted.isdisjoint(_ACTIVITY):
+            told = activity(scene)
+            made["activity"] = told.answer
+            made["activity_index"] = np.int32(ACTIVITIES.index(told.answer))
+            made["activity_justifications"] = list(told.justifications)
+            made["activity_evidence"] = evidence_of(scene, told.about, self.image_size)
         if not wanted.isdisjoint(_DIALOGUE):
             made |= self._dialogue(scene, seed, wanted)
         if not wanted.isdisjoint(_EDIT):
@@ -283,6 +325,19 @@ class Scenes:
             "class_vector": _classes(scene),
             "centres": _padded(centres, self.max_objects),
             "coordinates": _coordinates(scene, side),
+        }
+
+    def asked(self, index: int) -> QuestionAnswer:
+        """The question of the example at an index, whatever fields were asked for."""
+        scene, seed = self._draw(index)
+        return question_answer(scene, self.image_size, seed, self.question_kinds)
+
+    def _question(self, asked: QuestionAnswer) -> dict[str, Any]:
+        return {
+            "answer": asked.answer,
+            "answer_index": np.int32(ANSWERS.index(asked.answer)),
+            "justifications": list(asked.justifications),
+            "evidence": asked.evidence,
         }
 
     def _dialogue(self, scene: Scene, seed: int, wanted: frozenset[str]) -> dict[str, Any]:

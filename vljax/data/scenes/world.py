@@ -35,6 +35,13 @@ BACKGROUNDS = ("light", "dark")
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 _ALL_CLASSES = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 
+#: The cells of a three-by-three grid over a picture, row by row.
+PLACES = (
+    *("top left", "top", "top right"),
+    *("left", "center", "right"),
+    *("bottom left", "bottom", "bottom right"),
+)
+
 #: The six ways in which one object can stand to another. The last two need an overlap.
 RELATIONS = ("left of", "right of", "above", "below", "behind", "in front of")
 #: What `b` is to `a` where `a` is so to `b`.
@@ -68,7 +75,7 @@ EDGE = 1.25
 _RELATION_MARGIN = 0.06  # of the picture: a smaller offset is no "left of"
 _OVERLAP_SHARE = 0.04  # of the smaller object: a smaller overlap is no "behind"
 _COARSE = 40  # side of the grid on which overlap is judged, the same for every picture size
-_MARGIN = 0.02  # between an object and the picture's border, and between two of one colour
+MARGIN = 0.02  # between an object and the picture's border, and between two of one colour
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -277,6 +284,11 @@ def visibility(objects: Sequence[SceneObject]) -> list[float]:
     return shares[::-1]
 
 
+def shared_extent(a: SceneObject, b: SceneObject) -> int:
+    """How much two objects overlap, in cells of a coarse grid that is the same for all pictures."""
+    return (_extent(a) & _extent(b)).bit_count()
+
+
 def relations(scene: Scene) -> dict[tuple[int, int], tuple[str, ...]]:
     """All that is true between every ordered pair of objects.
 
@@ -296,9 +308,8 @@ def relations(scene: Scene) -> dict[tuple[int, int], tuple[str, ...]]:
             down = (abs(a.y - b.y), "above" if a.y < b.y else "below")
             ranked = sorted((across, down), reverse=True)
             names = [name for offset, name in ranked if offset >= _RELATION_MARGIN]
-            whole = _extent(a), _extent(b)
-            shared = (whole[0] & whole[1]).bit_count()
-            if shared > _OVERLAP_SHARE * min(extent.bit_count() for extent in whole):
+            least = min(_extent(a).bit_count(), _extent(b).bit_count())
+            if shared_extent(a, b) > _OVERLAP_SHARE * least:
                 names.append("behind" if i < j else "in front of")
             found[i, j] = tuple(names or [ranked[0][1]])
     return found
@@ -310,10 +321,9 @@ def grid_cell(thing: SceneObject) -> tuple[int, int]:
 
 
 def place_name(thing: SceneObject) -> str:
-    """Where an object stands on a three-by-three grid: `"top left"` … `"center"`."""
+    """Where an object stands on a three-by-three grid: one of `PLACES`."""
     column, row = grid_cell(thing)
-    name = f"{('top', '', 'bottom')[row]} {('left', '', 'right')[column]}"
-    return name.strip() or "center"
+    return PLACES[3 * row + column]
 
 
 # --------------------------------------------------------------------------- inventing one
@@ -328,7 +338,7 @@ def draw_background(draws: Draws, tone: str) -> Background:
 
 
 def _apart(a: SceneObject, b: SceneObject) -> bool:
-    gap = a.radius + b.radius + _MARGIN
+    gap = a.radius + b.radius + MARGIN
     return abs(a.x - b.x) >= gap or abs(a.y - b.y) >= gap
 
 
@@ -344,6 +354,37 @@ def fits(thing: SceneObject, before: Sequence[SceneObject], min_visible: float) 
     if any(other.colour == thing.colour for other in near):
         return False
     return min(visibility((*before, thing))) >= min_visible
+
+
+def draw_object(
+    draws: Draws,
+    shape: str,
+    colour: str,
+    size: str,
+    before: Sequence[SceneObject],
+    min_visible: float,
+    shrink: float = 1.0,
+) -> SceneObject | None:
+    """Invent an object in front of others, see `fits`; None where a dozen places do not fit.
+
+    Args:
+        draws: the source of chance, of its radius, tint and place.
+        shape: one of `SHAPES`.
+        colour: one of `COLOURS`.
+        size: one of `SIZES`.
+        before: the objects that are there, back to front.
+        min_visible: share of each of them that stays in sight.
+        shrink: factor on its radius.
+    """
+    radius = draws.uniform(*RADII[size]) * shrink
+    tint = (draws.uniform(-6, 6), draws.uniform(-6, 6), draws.uniform(-6, 6))
+    reach = radius + MARGIN
+    for _ in range(12):
+        x, y = draws.uniform(reach, 1 - reach), draws.uniform(reach, 1 - reach)
+        thing = SceneObject(shape, colour, size, x, y, radius, tint)
+        if fits(thing, before, min_visible):
+            return thing
+    return None
 
 
 def draw_scene(
@@ -377,18 +418,11 @@ def draw_scene(
     while True:
         objects: list[SceneObject] = []
         for shape, colour in chosen:
-            size = draws.pick(sizes)
-            radius = draws.uniform(*RADII[size]) * shrink
-            tint = (draws.uniform(-6, 6), draws.uniform(-6, 6), draws.uniform(-6, 6))
-            reach = radius + _MARGIN
-            for _ in range(12):
-                x, y = draws.uniform(reach, 1 - reach), draws.uniform(reach, 1 - reach)
-                thing = SceneObject(shape, colour, size, x, y, radius, tint)
-                if fits(thing, objects, min_visible):
-                    objects.append(thing)
-                    break
-            else:
+            name = shape, colour, draws.pick(sizes)
+            thing = draw_object(draws, *name, objects, min_visible, shrink)
+            if thing is None:
                 break
+            objects.append(thing)
         if len(objects) == count:
             return Scene(ground, tuple(objects))
         shrink *= 0.96

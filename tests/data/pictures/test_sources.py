@@ -19,7 +19,7 @@ from vljax.data.pictures.images import decode_image, image_transform
 from vljax.data.source import CorruptExampleError, Source
 from vljax.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FACES = ROOT / "../shared/data/sdg_reference/ref_ffhq"
 
 

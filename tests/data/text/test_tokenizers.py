@@ -22,7 +22,7 @@ from vljax.data.text.tokenizers import (
 )
 from vljax.errors import UserError
 
-MERGES = Path(__file__).parents[2] / "../shared/data/clip/bpe_simple_vocab_16e6.txt.gz"
+MERGES = Path(__file__).parents[3] / "../shared/data/clip/bpe_simple_vocab_16e6.txt.gz"
 needs_merges = pytest.mark.skipif(
     not MERGES.is_file(), reason="CLIP's merges (shared/data/clip) are not beside the checkout"
 )

@@ -211,7 +211,7 @@ def test_resize_matches_guided_diffusion(height, width, size):
     """Against `center_crop_arr` of openai/guided-diffusion at commit 22e0df8."""
     y, x = np.mgrid[0:height, 0:width]
     image = np.stack([x * y, 7 * x + 3 * y, x * x + y], -1).astype(np.uint8)
-    golden = np.load(Path(__file__).parents[1] / "golden" / "center_crop.npz")
+    golden = np.load(Path(__file__).parents[2] / "golden" / "center_crop.npz")
     expected = golden[f"{height}x{width}_{size}"]
     assert difference(images.resize_and_crop(image, size), expected) == 0
 

@@ -16,7 +16,7 @@ from vljax.data.scenes.world import CLASSES
 from vljax.data.source import CorruptExampleError, Source
 from vljax.errors import UserError
 
-PUBLISHED = Path(__file__).parents[2] / "../shared/data/shape_prompts"
+PUBLISHED = Path(__file__).parents[3] / "../shared/data/shape_prompts"
 published = pytest.mark.skipif(
     not PUBLISHED.is_dir(), reason="the sample of ShapePrompts is not beside the checkout"
 )

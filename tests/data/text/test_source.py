@@ -27,7 +27,7 @@ from vljax.data.text import (
 from vljax.data.text.vocabulary import Words
 from vljax.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DJANGO = ROOT / "../shared/data/django"
 COCO = ROOT / "../shared/data/coco_captions"
 

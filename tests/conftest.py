@@ -24,7 +24,7 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_to_compile():
     """XLA without its optimizations: for programs that run once or twice, compiling is the cost.
 

@@ -12,7 +12,6 @@ from vljax.errors import UserError
 from vljax.metrics.diversity import (
     Distance,
     diversity,
-    draw_pairs,
     embedding_distance,
     lpips_distance,
 )
@@ -38,23 +37,6 @@ def test_batches_of_pairs_do_not_change_the_result():
     whole = diversity([group], ABSOLUTE, batch_size=21)
     assert whole.pairs == 21
     assert diversity([group], ABSOLUTE, batch_size=4).mean == pytest.approx(whole.mean, rel=1e-6)
-
-
-def test_some_pairs_stand_for_all():
-    group = np.random.default_rng(0).random((12, 2, 2, 3), dtype=np.float32)
-    some = diversity([group] * 40, ABSOLUTE, pairs=10)
-    assert some.pairs == 400
-    assert some.mean == pytest.approx(diversity([group], ABSOLUTE).mean, rel=0.05)
-    assert some == diversity([group] * 40, ABSOLUTE, pairs=10)
-    assert some.mean != diversity([group] * 40, ABSOLUTE, pairs=10, seed=1).mean
-
-
-def test_pairs_are_distinct():
-    drawn = draw_pairs(np.random.default_rng(0), 6, 9)
-    assert len({tuple(pair) for pair in drawn}) == 9
-    assert (drawn[:, 0] < drawn[:, 1]).all()
-    assert drawn.max() < 6
-    assert len(draw_pairs(np.random.default_rng(0), 6, 99)) == 15
 
 
 def test_stand_in_is_labelled_and_measures_angles():

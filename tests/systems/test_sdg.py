@@ -12,13 +12,16 @@ from PIL import Image
 from vljax import evaluate, generate, train
 from vljax.doors import parse_config
 from vljax.errors import UserError
+from vljax.metrics.guided import attribute_accuracy
 from vljax.models.parameters import named_parameters
 from vljax.pretrained import read_tensors
 from vljax.systems import sdg
+from vljax.systems.sdg.evaluation import IMAGE, TEXT
 from vljax.systems.sdg.face_instructions import face_instructions
-from vljax.systems.sdg.judge import attribute_accuracy
 from vljax.systems.sdg.training import stages, start_noisy_clip
 from vljax.training.optimizer import learning_rate, learning_rate_factors
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 ROOT = Path(__file__).parents[2]
 REFERENCES = ROOT / "../shared/data/sdg_reference"
@@ -54,7 +57,7 @@ DRAW = ("--num_images", "3", "--batch_size", "4", "--steps", "2")
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, quick_to_compile):
     """A run of all three stages."""
     folder = tmp_path_factory.mktemp("sdg")
     assert train.main((*SMALL, "--workdir", str(folder))) == 0
@@ -139,7 +142,7 @@ def test_ilvr_and_clean_encoders_through_the_door(workdir, photo, tmp_path):
     ("flags", "message"),
     [
         (("--prompt", "a", "--text_scale", "nan"), "--text_scale=nan: give a finite number"),
-        (("--style_scale", "3"), "--style_scale scales nothing: give --style_image"),
+        (("--style_scale", "3"), "--style_scale=3: scales nothing; give --style_image"),
         (("--image", "missing.png"), r"missing.png cannot be read \(No such file"),
         (("--image", __file__), "give a PNG, JPEG or WebP file"),
         (("--num_images", "0"), "--num_images=0: give 1 or more"),
@@ -163,7 +166,7 @@ def test_evaluate_writes_the_papers_tables(workdir, tmp_path):
     flags = ("--num_images", "4", "--batch_size", "6", "--steps", "2", "--bits_steps", "2")
     assert evaluate.main(("--workdir", str(workdir), "--out", str(tmp_path), *flags)) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    rows = {row["method"]: row for row in results["text"] if row["source"] == "here"}
+    rows = {row["method"]: row for row in results[TEXT] if row["source"] == "here"}
     assert list(rows) == [
         "SDG, text (0)",
         "SDG, text (5)",
@@ -175,12 +178,12 @@ def test_evaluate_writes_the_papers_tables(workdir, tmp_path):
         assert 0 <= row["top1"] <= row["top5"] <= row["top20"] <= 1
         assert row["FID"] > 0
         assert {"diversity", "CLIP score", "R-precision", "both right"} <= set(row)
-    published = {(row["data"], row["method"]): row for row in results["image"]}
+    published = {(row["data"], row["method"]): row for row in results[IMAGE]}
     assert published["FFHQ", "SDG"]["FID"] == 14.37
     assert published["scenes", "ILVR (N=4)"]["diversity"] >= 0
     assert results["judged by"]["FID"].startswith("stand-in")
     table = (tmp_path / "results.md").read_text()
-    assert "| here | scenes | SDG, text (5) |" in table
+    assert "| SDG, text (5) | here | scenes |" in table
     figures = sorted(path.stem for path in tmp_path.glob("figure_*.png"))
     assert [name.split("_")[1] for name in figures] == [
         *("4.3", "4.4", "4.5", "4.6", "4.7", "4.8", "4.8")

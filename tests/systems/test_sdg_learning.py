@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from vljax.systems.sdg.evaluation import IMAGE, TEXT
+
 CONFIG = Path(__file__).parents[2] / "configs" / "sdg_ffhq.py"
 
 pytestmark = pytest.mark.slow
@@ -13,9 +15,8 @@ pytestmark = pytest.mark.slow
 def rows(learn, tmp_path_factory):
     """The rows of both tables by method."""
     results = learn(CONFIG, tmp_path_factory.mktemp("sdg"))
-    return {
-        row["method"]: row for row in results["text"] + results["image"] if row["source"] == "here"
-    }
+    lines = results[TEXT] + results[IMAGE]
+    return {row["method"]: row for row in lines if row["source"] == "here"}
 
 
 def test_retrieval_rises_with_the_scale(rows):

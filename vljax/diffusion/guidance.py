@@ -20,7 +20,7 @@ Sources: Park, *Vision and Language Understanding Through Generative Modeling* (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -189,14 +189,15 @@ def on_predicted_x0(
     return lambda x_t, t: encode(p_mean_variance(process, denoiser, x_t, t, clip=True).x0)
 
 
-ScaleSchedule = Literal["constant", "linear", "cosine"]
+#: How the scale of guidance may change from the noise to the picture.
+SCALE_SCHEDULES = ("constant", "linear", "cosine")
 
 
 def score_guidance(
     score: Score,
     *,
     num_steps: int = 1000,
-    schedule: ScaleSchedule = "constant",
+    schedule: str = "constant",
     max_rms: float | Float[Array, ""] | Float[Array, " t"] | None = None,
 ) -> Guidance:
     """The gradient of a score, as samplers take it.
@@ -213,8 +214,8 @@ def score_guidance(
     Raises:
         UserError: `schedule` is unknown.
     """
-    if schedule not in get_args(ScaleSchedule):
-        known = ", ".join(get_args(ScaleSchedule))
+    if schedule not in SCALE_SCHEDULES:
+        known = ", ".join(SCALE_SCHEDULES)
         raise UserError(f"scale_schedule={schedule!r}: choose one of {known}")
 
     def guidance(x_t: Float[Array, "b h w c"], t: Times) -> Float[Array, "b h w c"]:

@@ -1,22 +1,25 @@
 """How different the pictures made from one guidance are (thesis section 4.4.2).
 
-The mean distance between pairs of pictures that share their prompt or reference: LPIPS with its
+The mean distance between all pairs of pictures that share their prompt or reference: LPIPS with its
 published weights; where these are missing, a stand-in by any network's embeddings, whose label
 says so and belongs beside every number.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
 from vljax.models.perceptual import LPIPS
 from vljax.ops.similarity import cosine
+from vljax.pretrained import assign, read_tensors
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,29 @@ class Diversity:
     pairs: int
 
 
+def load_lpips(files: Sequence[str | os.PathLike[str]], network: str = "vgg") -> LPIPS:
+    """LPIPS with its published weights.
+
+    Args:
+        files: LPIPS 0.1's heads (`vgg.pth`) and torchvision's trunk (`vgg16-397923af.pth`), in
+            either order, or one file with the tensors of both.
+        network: The trunk; see `LPIPS`.
+
+    Raises:
+        UserError: heads or trunk are missing, or they are not this network's.
+    """
+    origin = f"--lpips={' '.join(map(str, files))}"
+    tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    for prefix, missing in (
+        ("lin", "the heads (LPIPS 0.1's vgg.pth)"),
+        ("features.", "the trunk (torchvision's vgg16-397923af.pth)"),
+    ):
+        if not any(name.startswith(prefix) for name in tensors):
+            raise UserError(f"{origin}: {missing} is missing; give heads and trunk, two files")
+    skeleton = jax.eval_shape(lambda: LPIPS(network, rngs=nnx.Rngs(0)))
+    return assign(skeleton, tensors, origin=origin, ignore=("classifier.",))
+
+
 def lpips_distance(model: LPIPS) -> Distance:
     """LPIPS as a `Distance`."""
     encode = jax.jit(lambda model, images: model.encode(images))
@@ -76,22 +102,10 @@ def embedding_distance(features: Callable[[Array], Array], network: str) -> Dist
     )
 
 
-def draw_pairs(
-    generator: np.random.Generator, count: int, limit: int | None = None
-) -> Int[np.ndarray, "p 2"]:
-    """Pairs of different pictures: all, or `limit` of them drawn without repetition."""
-    pairs = np.array(list(itertools.combinations(range(count), 2)), np.int32).reshape(-1, 2)
-    if limit is None or limit >= len(pairs):
-        return pairs
-    return pairs[np.sort(generator.choice(len(pairs), limit, replace=False))]
-
-
 def diversity(
     groups: Iterable[Float[Array, "k h w 3"]],
     distance: Distance,
     *,
-    pairs: int | None = None,
-    seed: int = 0,
     batch_size: int = 16,
 ) -> Diversity:
     """Mean distance between pictures that share their guidance.
@@ -99,14 +113,11 @@ def diversity(
     Args:
         groups: For each guidance, the pictures made from it, two or more.
         distance: How pairs are compared; see `lpips_distance` and `embedding_distance`.
-        pairs: Compare so many random pairs of each group; all by default.
-        seed: Draws the pairs.
         batch_size: Pairs compared at once.
 
     Raises:
         UserError: there is no group, or a group is a single picture.
     """
-    generator = np.random.default_rng(seed)
     means, count = [], 0
     for group in groups:
         if len(group) < 2:
@@ -114,7 +125,7 @@ def diversity(
                 f"diversity needs 2 pictures or more for each guidance, got {len(group)}"
             )
         codes = distance.encode(group)
-        chosen = draw_pairs(generator, len(group), pairs)
+        chosen = np.array(list(itertools.combinations(range(len(group)), 2)), np.int32)
         values = [
             np.asarray(distance.between(_take(codes, part[:, 0]), _take(codes, part[:, 1])))
             for part in np.split(chosen, range(batch_size, len(chosen), batch_size))

@@ -11,7 +11,7 @@ Every system's judgement is a `Report`; `results.json` and `results.md` are made
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,31 @@ class Row:
     method: str
     values: Mapping[str, Any]
     source: str = HERE
+
+
+def paper_rows(
+    table: str, source: str, columns: Sequence[str], *lines: Sequence[Any]
+) -> tuple[Row, ...]:
+    """A paper's lines of a table, as data.
+
+    Args:
+        table: The table in which they stand beside ours.
+        source: Where they are from: `"paper, table 5.2"`.
+        columns: Names of the values.
+        lines: Method, then its values in the order of `columns`; None where the paper has none.
+
+    Raises:
+        ValueError: a line has another number of values.
+    """
+    return tuple(
+        Row(
+            table,
+            method,
+            {n: v for n, v in zip(columns, values, strict=True) if v is not None},
+            source,
+        )
+        for method, *values in lines
+    )
 
 
 @dataclasses.dataclass(frozen=True)

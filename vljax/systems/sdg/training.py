@@ -7,41 +7,35 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Key, UInt8
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from vljax.data.datasets import open_source
+from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import contact_sheet, image_grid, image_transform
 from vljax.data.scenes import prompt
+from vljax.data.text.tokenizers import captioned
 from vljax.diffusion.losses import denoising_loss, named_loss
 from vljax.diffusion.noise import example_keys
 from vljax.diffusion.process import q_sample
 from vljax.diffusion.timesteps import TimestepSampler, named_timestep_sampler
-from vljax.errors import UserError
 from vljax.models.noisy_clip import from_clip
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss, cosine
-from vljax.systems.sdg.model import (
-    SAMPLERS,
-    SDG,
-    Drawing,
-    is_guided,
-    make_process,
-    make_tokenizer,
-    sample,
-)
+from vljax.systems.sdg.method import Drawing
+from vljax.systems.sdg.model import SDG, is_guided, make_process, make_tokenizer
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 
 
 def stages(config: ConfigDict) -> list[Stage]:
-    """The training stages: `diffusion`; where the model is guided `clip` (scenes), `noisy_clip`.
+    """The stages: `diffusion`; of a guided model also `clip` (where captions are) and `noisy_clip`.
 
     Raises:
         UserError: the data is not there, or a field cannot be.
     """
     size, flip = config.data.image_size, config.data.flip
-    source = open_source(config.data, fields=("image",))
+    benchmark = open_benchmark(config.data)
+    source = benchmark.pictures()
     found = [
         Stage(
             name="diffusion",
@@ -58,14 +52,14 @@ def stages(config: ConfigDict) -> list[Stage]:
     ]
     if not is_guided(config):
         return found
-    if config.data.name == "scenes":
+    if benchmark.captioned:
         found.append(
             Stage(
                 name="clip",
                 loss=clip_loss,
                 train=[(r"clip\.(?!.*running_)", 1.0)],
-                source=open_source(config.data, fields=("image", "captions")),
-                transform=caption_transform(config),
+                source=benchmark.pictures(("image", "captions")),
+                transform=captioned(make_tokenizer(config), config.model.clip.context_length),
                 config=config.stages.clip,
             )
         )
@@ -82,7 +76,7 @@ def stages(config: ConfigDict) -> list[Stage]:
             transform=image_transform(size, flip=flip),
             config=config.stages.noisy_clip,
             start=lambda model: start_noisy_clip(model, config),
-            pictures=guided_pictures(config) if config.data.name == "scenes" else None,
+            pictures=guided_pictures(config) if benchmark.captioned else None,
         )
     )
     return found
@@ -102,18 +96,6 @@ def diffusion_loss(config: ConfigDict) -> Callable:
         return denoising_loss(process, denoiser, x0, keys, timesteps, per_example)
 
     return loss
-
-
-def caption_transform(config: ConfigDict) -> Callable:
-    """Pictures, each with the tokens of one of its captions."""
-    tokenizer, length = make_tokenizer(config), config.model.clip.context_length
-
-    def transform(example: dict, generator: np.random.Generator) -> dict:
-        captions = example["captions"]
-        caption = captions[generator.integers(len(captions))]
-        return {"image": example["image"], "tokens": tokenizer([caption], length)[0]}
-
-    return transform
 
 
 def clip_loss(model: SDG, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
@@ -153,19 +135,13 @@ def noisy_clip_loss(config: ConfigDict) -> Callable:
 
 def sample_pictures(config: ConfigDict) -> Callable[[SDG], dict[str, np.ndarray]]:
     """Draws one grid of samples, the same seeds each time, so that grids can be compared."""
-    process = make_process(config, config.samples.steps)
-    size = config.data.image_size
-    if config.samples.sampler not in SAMPLERS:
-        raise UserError(
-            f"samples.sampler={config.samples.sampler!r}: choose one of {', '.join(SAMPLERS)}"
-        )
+    drawing = Drawing(config)
 
-    @jax.jit
-    def draw(model: SDG) -> UInt8[Array, "b h w 3"]:
+    def draw(model: SDG) -> dict[str, np.ndarray]:
         keys = example_keys(jax.random.key(config.seed), config.samples.count)
-        return sample(model, process, keys, config.samples.sampler, size)
+        return {"samples": image_grid(gather(drawing(model, keys)))}
 
-    return lambda model: {"samples": image_grid(gather(draw(model)))}
+    return draw
 
 
 def guided_pictures(config: ConfigDict) -> Callable[[SDG], dict[str, np.ndarray]]:
@@ -174,12 +150,12 @@ def guided_pictures(config: ConfigDict) -> Callable[[SDG], dict[str, np.ndarray]
     texts = [prompt(shape, colour) for shape, colour in kinds]
     count = max(1, config.samples.count // len(texts))
     tokens = make_tokenizer(config)(texts, config.model.clip.context_length)
+    targets = {"text": (tokens.repeat(count, axis=0), config.guidance.text)}
+    drawing = Drawing(config)
 
     def draw(model: SDG) -> dict[str, np.ndarray]:
-        draws = Drawing(config, config.samples.sampler, config.samples.steps)
         keys = example_keys(jax.random.key(config.seed), len(texts) * count)
-        request = {"text": (tokens.repeat(count, axis=0), config.guidance.text)}
-        pictures = np.split(gather(draws(model, keys, request)), len(texts))
+        pictures = np.split(gather(drawing(model, keys, targets)), len(texts))
         return {"guided": contact_sheet(list(zip(texts, pictures, strict=True)))}
 
     return draw

@@ -1,179 +1,190 @@
-"""`python -m vljax.generate` for SDG: pictures for a text, a picture, a structure, a style."""
+"""What a person asks of SDG: pictures for a text, a picture, a structure, a style."""
 
-import argparse
 import math
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from vljax.data.pictures.images import (
-    contact_sheet,
-    image_grid,
-    read_image,
-    resize_and_crop,
-    write_png,
-)
+from vljax.data.pictures.images import contact_sheet, image_grid, read_image, resize_and_crop
+from vljax.diffusion.guidance import SCALE_SCHEDULES
 from vljax.errors import UserError
-from vljax.systems.sdg.model import (
-    ASPECTS,
-    ENCODERS,
-    SAMPLERS,
-    SDG,
-    Drawing,
-    Request,
-    is_guided,
-    make_tokenizer,
-)
+from vljax.request import Picture, option
+from vljax.systems import Result
+from vljax.systems.sdg.method import ASPECTS, ENCODERS, SAMPLERS, Drawing, Ilvr, Targets
+from vljax.systems.sdg.model import SDG, is_guided, make_tokenizer
 
 
-def add_generate_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m vljax.generate` for this system."""
-    parser.add_argument("--prompt", help="a text that the pictures should fit")
-    for aspect, what in (
-        ("image", "whose content the pictures should have"),
-        ("structure_image", "whose content they should have, place by place"),
-        ("style_image", "whose style they should have"),
-        ("ilvr_image", "whose low frequencies they take over (ILVR, for comparison)"),
-    ):
-        parser.add_argument(f"--{aspect}", metavar="FILE", help=f"a picture {what}")
-    for aspect in ASPECTS:
-        parser.add_argument(
-            f"--{aspect}_scale", type=float, help=f"strength of {aspect} guidance (config.guidance)"
-        )
-    parser.add_argument("--ilvr_factor", type=int, default=8, help="the larger, the freer")
-    parser.add_argument(
-        "--scale_schedule",
-        choices=("constant", "linear", "cosine"),
-        default="constant",
-        help="how scales fall from noise to picture",
+@dataclass(frozen=True)
+class Request:
+    """Pictures of the free model, or pulled to all that is given of text and pictures."""
+
+    prompt: str | None = option(None, help="a text that the pictures should fit")
+    image: Picture | None = option(None, help="a picture whose content the pictures should have")
+    structure_image: Picture | None = option(
+        None, help="a picture whose content they should have, place by place"
     )
-    parser.add_argument(
-        "--max_ratio",
-        type=float,
+    style_image: Picture | None = option(None, help="a picture whose style they should have")
+    ilvr_image: Picture | None = option(
+        None, help="a picture whose low frequencies they take over (ILVR, for comparison)"
+    )
+    text_scale: float | None = option(None, help="strength of text guidance (config.guidance)")
+    image_scale: float | None = option(None, help="strength of image guidance (config.guidance)")
+    structure_scale: float | None = option(
+        None, help="strength of structure guidance (config.guidance)"
+    )
+    style_scale: float | None = option(None, help="strength of style guidance (config.guidance)")
+    ilvr_factor: int = option(8, low=1, help="the larger, the freer")
+    scale_schedule: str = option(
+        "constant", choices=SCALE_SCHEDULES, help="how scales fall from noise to picture"
+    )
+    max_ratio: float | None = option(
+        None,
         help="longest gradient, as a share of the noise's score; 0 for no limit (config.guidance)",
     )
-    parser.add_argument("--encoder", choices=ENCODERS, default="noisy_clip", help="what guides")
-    parser.add_argument("--num_images", type=int, default=16, help="how many pictures")
-    parser.add_argument("--batch_size", type=int, default=16, help="how many at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture's noise")
-    add_sampler_flags(parser)
-    parser.add_argument("--eta", type=float, default=0.0, help="DDIM: share of DDPM's noise")
-
-
-def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
-    """How to draw; `check_flags` fills in what the config says."""
-    parser.add_argument("--sampler", choices=SAMPLERS, help="default: config.samples.sampler")
-    parser.add_argument(
-        "--steps", help="denoising steps: 100, ddim50, trailing25 … (default: config.samples.steps)"
+    encoder: str = option("noisy_clip", choices=ENCODERS, help="what guides")
+    num_images: int = option(16, low=1, help="how many pictures")
+    batch_size: int = option(16, low=1, help="how many at a time")
+    seed: int = option(0, help="of the first picture's noise")
+    sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples.sampler")
+    steps: str | None = option(
+        None, help="denoising steps: 100, ddim50, trailing25 … (default: config.samples.steps)"
     )
+    eta: float = option(0.0, help="DDIM: share of DDPM's noise")
 
 
-def generate(model: SDG, config: ConfigDict, args: argparse.Namespace, out: Path) -> None:
-    """Pictures: `samples.png`, a sheet with references and labels, and `0000.png`, `0001.png`, ….
+# The field that gives the target of each aspect.
+_GIVEN = dict(zip(ASPECTS, ("prompt", "image", "structure_image", "style_image"), strict=True))
 
-    Every file carries its settings as PNG text.
+
+def generate(model: SDG, config: ConfigDict, request: Request) -> Iterator[Result]:
+    """Pictures `0000.png`, `0001.png`, …; then `samples.png`, all of them with references.
+
+    Each carries what it was made with.
 
     Raises:
-        UserError: a flag cannot be.
+        UserError: the request cannot be.
     """
-    check_flags(args, config)
-    request, references = read_request(config, args)
-    ilvr = None
-    if args.ilvr_image:
-        references["ilvr_image"] = _reference(args.ilvr_image, config)
-        ilvr = (references["ilvr_image"], args.ilvr_factor)
-    shown = ["sampler", "steps", "eta", "seed"]
-    shown += [name for name in ("scale_schedule", "max_ratio", "encoder") if request]
-    shown += [f for f in ("prompt", *references) if getattr(args, f)]
-    settings = {name: str(getattr(args, name)) for name in shown}
-    settings |= {f"{aspect}_scale": str(scale) for aspect, (_, scale) in request.items()}
-    if ilvr:
-        settings["ilvr_factor"] = str(args.ilvr_factor)
+    references = read_references(config, request)
+    targets = read_targets(config, request, references)
+    ilvr: Ilvr | None = None
+    if request.ilvr_image is not None:
+        ilvr = (references["ilvr_image"], request.ilvr_factor)
     drawing = Drawing(
         config,
-        args.sampler,
-        args.steps,
-        eta=args.eta,
-        encoder=args.encoder,
-        scale_schedule=args.scale_schedule,
-        max_ratio=args.max_ratio,
+        request.sampler,
+        request.steps,
+        eta=request.eta,
+        encoder=request.encoder,
+        scale_schedule=request.scale_schedule,
+        max_ratio=request.max_ratio,
+    )
+    settings = _settings(request, drawing, targets, references)
+    label = _label(request, targets)
+    drawn = drawing.batches(
+        model, request.seed, request.num_images, request.batch_size, targets, ilvr
     )
     pictures: list[np.ndarray] = []
-    for batch in drawing.batches(model, args.seed, args.num_images, args.batch_size, request, ilvr):
+    for batch in drawn:
         for picture in batch:
             index = len(pictures)
-            write_png(out / f"{index:04d}.png", picture, {**settings, "index": str(index)})
             pictures.append(picture)
-    if not (request or ilvr):
-        write_png(out / "samples.png", image_grid(np.stack(pictures)), settings)
-        return
-    rows = [(name.replace("_", " "), picture) for name, picture in references.items()]
-    label = ", ".join(
-        [f'"{args.prompt}"'] * bool(args.prompt)
-        + [f"{aspect} scale {scale:g}" for aspect, (_, scale) in request.items()]
-        + [f"ILVR N={args.ilvr_factor}"] * bool(ilvr)
-    )
-    columns = math.ceil(math.sqrt(len(pictures)))
-    parts = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
-    rows += [("" if i else label, np.stack(part)) for i, part in enumerate(parts)]
-    write_png(out / "samples.png", contact_sheet(rows), settings)
+            yield Result(f"{index:04d}.png", picture, label, {**settings, "index": str(index)})
+    yield Result("samples.png", _sheet(pictures, references, label), label, settings)
 
 
-def read_request(
-    config: ConfigDict, args: argparse.Namespace
-) -> tuple[Request, dict[str, UInt8[np.ndarray, "1 s s 3"]]]:
-    """What the flags of `generate` ask for, and the reference pictures by flag.
+def read_references(
+    config: ConfigDict, request: Request
+) -> dict[str, UInt8[np.ndarray, "1 s s 3"]]:
+    """The pictures of a request by the names of their fields, at the model's size.
 
     Raises:
-        UserError: a picture cannot be read, or the model has no CLIP to be guided by.
+        UserError: one cannot be read.
     """
-    targets: dict[str, np.ndarray] = {}
-    references = {}
-    if args.prompt is not None:
-        if is_guided(config):
-            length = config.model.clip.context_length
-            targets["text"] = make_tokenizer(config)([args.prompt], length)
-        else:
-            targets["text"] = np.empty(0)
-    for aspect in ASPECTS[1:]:
-        flag = aspect if aspect == "image" else f"{aspect}_image"
-        if file := getattr(args, flag):
-            references[flag] = targets[aspect] = _reference(file, config)
-    if targets and not is_guided(config):
+    fields = (*list(_GIVEN.values())[1:], "ilvr_image")
+    given = {field: getattr(request, field) for field in fields}
+    size = config.data.image_size
+    return {
+        field: resize_and_crop(read_image(picture), size)[None]
+        for field, picture in given.items()
+        if picture is not None
+    }
+
+
+def read_targets(
+    config: ConfigDict, request: Request, references: dict[str, UInt8[np.ndarray, "1 s s 3"]]
+) -> Targets:
+    """What guides, with its scales.
+
+    Raises:
+        UserError: a scale scales nothing, or the model has no CLIP to be guided by.
+    """
+    asked = [aspect for aspect in ASPECTS if getattr(request, _GIVEN[aspect]) is not None]
+    if asked and not is_guided(config):
         raise UserError(
             "this run has no CLIP to be guided by: train with --config.guided=True, on real "
             "pictures with --config.pretrained.clip=FILE"
         )
-    scales = {a: getattr(args, f"{a}_scale") for a in ASPECTS}
-    if unused := [a for a in ASPECTS if scales[a] is not None and a not in targets]:
-        flag = {"text": "prompt", "image": "image"}.get(unused[0], f"{unused[0]}_image")
-        raise UserError(f"--{unused[0]}_scale scales nothing: give --{flag} as well")
-    request = {
-        a: (target, config.guidance[a] if scales[a] is None else scales[a])
-        for a, target in targets.items()
-    }
-    return request, references
+    targets: dict[str, tuple[np.ndarray, float]] = {}
+    for aspect in ASPECTS:
+        scale = getattr(request, f"{aspect}_scale")
+        if aspect not in asked:
+            if scale is not None:
+                raise UserError(
+                    f"--{aspect}_scale={scale:g}: scales nothing; give --{_GIVEN[aspect]} as well"
+                )
+            continue
+        if aspect == "text":
+            length = config.model.clip.context_length
+            target = make_tokenizer(config)([request.prompt or ""], length)
+        else:
+            target = references[_GIVEN[aspect]]
+        targets[aspect] = (target, config.guidance[aspect] if scale is None else scale)
+    return targets
 
 
-def _reference(file: str, config: ConfigDict) -> UInt8[np.ndarray, "1 s s 3"]:
-    return resize_and_crop(read_image(file), config.data.image_size)[None]
+def _settings(
+    request: Request,
+    drawing: Drawing,
+    targets: Targets,
+    references: dict[str, UInt8[np.ndarray, "1 s s 3"]],
+) -> dict[str, str]:
+    """What the pictures are made with, as far as it counts."""
+    told = {"sampler": drawing.sampler, "steps": drawing.steps}
+    told |= {"eta": str(request.eta), "seed": str(request.seed)}
+    if targets:
+        told |= {"scale_schedule": request.scale_schedule, "max_ratio": str(drawing.max_ratio)}
+        told["encoder"] = request.encoder
+    if request.prompt is not None:
+        told["prompt"] = request.prompt
+    for field in references:
+        picture = getattr(request, field)
+        told[field] = "given as pixels" if isinstance(picture, np.ndarray) else str(picture)
+    told |= {f"{aspect}_scale": str(scale) for aspect, (_, scale) in targets.items()}
+    if request.ilvr_image is not None:
+        told["ilvr_factor"] = str(request.ilvr_factor)
+    return told
 
 
-def check_flags(args: argparse.Namespace, config: ConfigDict) -> None:
-    """Fill in what the config says; refuse counts below 1 and flags that are not finite.
+def _label(request: Request, targets: Targets) -> str:
+    """What a person reads beside the pictures; nothing of the free model's."""
+    return ", ".join(
+        [f'"{request.prompt}"'] * (request.prompt is not None)
+        + [f"{aspect} scale {scale:g}" for aspect, (_, scale) in targets.items()]
+        + [f"ILVR N={request.ilvr_factor}"] * (request.ilvr_image is not None)
+    )
 
-    Raises:
-        UserError: there is such a flag.
-    """
-    for name in ("num_images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}={getattr(args, name)}: give 1 or more")
-    for name, value in vars(args).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name}={value}: give a finite number")
-    if getattr(args, "max_ratio", 0.0) is None:
-        args.max_ratio = config.guidance.max_ratio
-    args.sampler = args.sampler or config.samples.sampler
-    args.steps = args.steps or config.samples.steps
+
+def _sheet(
+    pictures: list[np.ndarray], references: dict[str, UInt8[np.ndarray, "1 s s 3"]], label: str
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A grid of the pictures; of guided ones under their references and the label."""
+    if not label:
+        return image_grid(np.stack(pictures))
+    rows = [(field.replace("_", " "), picture) for field, picture in references.items()]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    parts = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
+    rows += [("" if i else label, np.stack(part)) for i, part in enumerate(parts)]
+    return contact_sheet(rows)

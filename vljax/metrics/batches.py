@@ -1,0 +1,28 @@
+"""Networks that look at many pictures for a metric, so many at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+
+def parts(
+    images: UInt8[np.ndarray, "n h w 3"], batch_size: int
+) -> list[UInt8[np.ndarray, "b h w 3"]]:
+    """The pictures in their order, `batch_size` at a time; the last part may be smaller."""
+    return np.split(images, range(batch_size, len(images), batch_size))
+
+
+def features_of(
+    network: Callable[[Any], Any], images: UInt8[np.ndarray, "n h w 3"], batch_size: int
+) -> Float[Array, "n d"]:
+    """What a network makes of each picture.
+
+    Args:
+        network: From pictures [b h w 3] to [b d]; jitted by the caller.
+        images: The pictures.
+        batch_size: So many at a time.
+    """
+    return jnp.concatenate([network(part) for part in parts(images, batch_size)])

@@ -163,7 +163,8 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
         }
     )
     # The published CLIP, and its image tower at the diffusion model's size (section 4.4.1).
-    config.model.clip = {**PUBLISHED["RN50x16"], "remat": True, "dtype": "bfloat16"}
+    clip = {"context_length": 77, "remat": True, "dtype": "bfloat16"}
+    config.model.clip = {**PUBLISHED["RN50x16"], **clip}
     config.model.noisy_clip.image_size = 256
     config.stages.noisy_clip.update(
         {

@@ -1,0 +1,155 @@
+"""Every recipe's programs can be lowered for CUDA and for TPUs, the published ones included.
+
+By default the gradient of every stage of each system: on scenes, and of VOI as published, whose
+attention is masked and in bfloat16, with one layer of its six (25 seconds of one core in all). With
+the slow ones the whole step of every stage of every recipe, and requests at the published sizes.
+"""
+
+import io
+from pathlib import Path
+
+import jax
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.lowering import PLATFORMS, lower, lower_gradient, lower_instead, lower_step
+from vljax.config import load_system
+from vljax.data.text.vocabulary import learn_words
+from vljax.doors import parse_config
+from vljax.models.insertion_search import beam_search
+from vljax.systems.sdg import model as sdg
+from vljax.training.loop import abstract_batch
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery")
+# Shape-Guided's published recipe trains nothing.
+PUBLISHED = ("sdg_ffhq", "sdg_lsun", "voi_coco", "voi_django", "voi_gigaword", "voi_wmt16")
+
+
+def pictures(folder):
+    folder.mkdir()
+    Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(folder / "picture.png")
+
+
+def lsun(folder):
+    with lmdb.open(str(folder), map_size=2**24) as database, database.begin(write=True) as write:
+        encoded = io.BytesIO()
+        Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(encoded, "WEBP")
+        write.put(b"0" * 40, encoded.getvalue())
+
+
+def pairs(folder):
+    """As in Django's files and in those that a distilled data set leaves."""
+    folder.mkdir()
+    for side in ("src", "tgt"):
+        for split in ("train", "dev"):
+            (folder / f"{side}_raw_{split}.txt").write_text("a line of words\n", "utf-8")
+    learn_words(["a line of words"]).save(folder / "vocabulary.json")
+
+
+def captions(folder):
+    """One picture of five regions, 512 numbers each as of the published detector."""
+    (folder / "captions").mkdir(parents=True)
+    (folder / "captions" / "picture.txt").write_text("a line of words\n" * 5, "utf-8")
+    (folder / "features").mkdir()
+    regions = {"features": np.zeros((5, 512), np.float32), "boxes": np.ones((5, 4), np.float32)}
+    np.savez(folder / "features" / "picture.npz", **regions)
+
+
+DATA = {"sdg_ffhq": pictures, "sdg_lsun": lsun, "voi_coco": captions}
+
+
+@pytest.fixture
+def opened(request, tmp_path, monkeypatch):
+    """A recipe's config, system, and model in shapes: small, published, or that of few layers."""
+    kind, name = request.param
+    flags = ["--config", str(ROOT / "configs" / f"{name}.py")]
+    if kind != "small":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        DATA.get(name, pairs)(tmp_path / "cat")
+        flags[1] += f":{tmp_path / 'cat'}"
+        if name.startswith("sdg"):
+            flags.append("--config.pretrained.clip=clip.pt")
+    if kind == "shallow":
+        flags.append("--config.model.layers=1")
+    config, _ = parse_config(flags)
+    system = load_system(config)
+    return config, system, jax.eval_shape(lambda: system.make_model(config))
+
+
+def cases(kind, *recipes, slow):
+    marks = [pytest.mark.slow] if slow else []
+    return [pytest.param((kind, name), marks=marks, id=f"{kind} {name}") for name in recipes]
+
+
+def is_fused(lowered):
+    """Whether CUDA gets cuDNN's attention."""
+    assert lowered.keys() == set(PLATFORMS)
+    return "@__cudnn$fmha" in lowered["cuda"].as_text()
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "sdg_ffhq", "shape_guided_coco", slow=False)
+    + cases("shallow", "voi_django", slow=False),
+    indirect=True,
+)
+def test_gradients_of_every_stage(opened):
+    config, system, skeleton = opened
+    stages = system.stages(config)
+    assert stages
+    for stage in stages:
+        fused = is_fused(lower_gradient(stage, skeleton, config))
+        assert fused == (config.model.get("dtype") == "bfloat16"), stage.name
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", *SMALL, slow=True) + cases("published", *PUBLISHED, slow=True),
+    indirect=True,
+)
+def test_steps_of_every_stage(opened, request):
+    config, system, skeleton = opened
+    stages = [s for s in system.stages(config) if not config.pretrained.get(s.name)]
+    assert stages
+    for stage in stages:
+        fused = is_fused(lower_step(stage, skeleton, config))
+        assert fused == ("published" in request.node.callspec.id), stage.name
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "sdg_ffhq", slow=False) + cases("published", "sdg_ffhq", slow=True),
+    indirect=True,
+)
+def test_pictures_under_every_guidance_of_sdg(opened, monkeypatch):
+    config, _, skeleton = opened
+    lowered = lower_instead(monkeypatch, sdg, "_draw")
+    size = config.data.image_size
+    picture = np.zeros((1, size, size, 3), np.uint8)
+    tokens = np.zeros((1, config.model.clip.context_length), np.int32)
+    request = dict.fromkeys(sdg.ASPECTS, (picture, 1.0)) | {"text": (tokens, 1.0)}
+    keys = jax.random.split(jax.random.key(0), 4)
+    made = sdg.Drawing(config, "ddpm", "4")(skeleton, keys, request, (picture, 8))
+    assert made.shape == (4, size, size, 3)
+    (program,) = lowered
+    assert is_fused(program) == (config.model.diffusion.dtype == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "voi_coco", slow=False) + cases("published", "voi_django", slow=True),
+    indirect=True,
+)
+def test_beam_search_of_voi(opened):
+    config, system, skeleton = opened
+    stage = system.stages(config)[0]
+    batch = abstract_batch(stage, config.seed, config.data.on_corrupt)
+
+    def search(decoder, batch):
+        return beam_search(decoder, batch, config.data.max_target, 4)
+
+    fused = is_fused(lower(search, skeleton.decoder, batch))
+    assert fused == (config.model.dtype == "bfloat16")

@@ -83,12 +83,13 @@ def test_what_a_benchmark_lacks_is_told_with_those_that_have_it(name):
         "pictures": lambda: benchmark.pictures(),
         "captions": lambda: benchmark.captions(1),
         "edits": lambda: benchmark.edits(1),
+        "questions": lambda: benchmark.questions(("question",)),
     }
     for what, ask in asked.items():
         if what not in benchmark.has:
             with pytest.raises(UserError, match=f"{name}.*has no {what}: choose one of .*scenes"):
                 ask()
-    assert ("texts" in benchmark.has) == bool(benchmark.text_metrics)
+    assert benchmark.text_metrics or "texts" not in benchmark.has
 
 
 def test_texts_are_opened_where_there_are_some():

@@ -13,6 +13,9 @@ data.held_out    keep so many of the last examples for evaluation; scenes have a
 data.image_size  scenes: side of the pictures
 data.scenes      scenes: arguments of `vljax.data.scenes.Scenes`
 data.annotations shape_prompts: its file of annotations
+data.pictures    vqa_v2 and its like: folder of the photographs, where it is not data.path
+data.features    vqa_v2 and its like: folder of features (`vljax.data.pictures.features`)
+data.eval_split  vqa_v2 and its like: what is held out; by default 'val' (VQA) or 'test'
 ```
 
 Texts have further fields: `vljax.data.text.source`.
@@ -28,9 +31,10 @@ from ml_collections import ConfigDict
 
 from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.pictures.sources import ImageFolder, Lsun, Tfds
-from vljax.data.scenes import CLASSES, SHAPES, VOCABULARY, Scenes, oracle, words
+from vljax.data.scenes import ANSWERS, CLASSES, SHAPES, VOCABULARY, Scenes, oracle, words
 from vljax.data.source import Source, Span, kept_for_training
 from vljax.data.text import Text, open_text
+from vljax.data.text.vqa import Questions, open_asked
 from vljax.errors import UserError
 
 _TEXT_METRICS = {
@@ -39,6 +43,9 @@ _TEXT_METRICS = {
     "django": ("bleu", "accuracy"),
     "gigaword": ("rouge1", "rouge2", "rougeL"),
     "wmt16": ("bleu_13a", "meteor", "ter"),
+    **dict.fromkeys(
+        ("vqa_x", "act_x", "nlx"), ("coco_bleu", "meteor", "coco_rougeL", "cider", "spice")
+    ),
 }
 
 
@@ -48,13 +55,14 @@ class Benchmark:
 
     Attributes:
         config: The `data` fields of a run.
-        has: Of "pictures", "texts", "captions" and "edits", those that can be opened.
+        has: Of "pictures", "texts", "captions", "edits" and "questions", what can be opened.
         captioned: Whether its pictures have captions, in the field `captions` of an example: then
             a text encoder and its tokenizer can be learnt from it.
         oracle: What finds the objects in pictures like its own (`vljax.data.scenes.oracle`), or
             None where only pretrained networks could.
         classes: Kinds of objects, as `class_ids` in examples number them; none where unknown.
         vocabulary: Every word of its texts, where they are few enough to list.
+        answers: Every answer to its questions, where they are few enough to list.
         tagger: Which tagger of `vljax.metrics.order` knows its words for certain; empty for none.
     """
 
@@ -65,6 +73,7 @@ class Benchmark:
     oracle: ClassVar[ModuleType | None] = None
     classes: ClassVar[tuple[str, ...]] = ()
     vocabulary: ClassVar[tuple[str, ...]] = ()
+    answers: ClassVar[tuple[str, ...]] = ()
     tagger: ClassVar[str] = ""
 
     @property
@@ -118,6 +127,19 @@ class Benchmark:
         """
         raise self._lacks("edits")
 
+    def questions(self, fields: tuple[str, ...], *, held_out: bool = False) -> Source:
+        """Questions about pictures, their answers, and why.
+
+        Args:
+            fields: What is needed of each example: `question`, `answer`, `justifications`, `image`,
+                `features`, … (`vljax.data.scenes.Scenes`, `vljax.data.text.vqa.Questions`).
+            held_out: The examples to evaluate on.
+
+        Raises:
+            UserError: the data is not there, or has no questions.
+        """
+        raise self._lacks("questions")
+
     def _lacks(self, what: str) -> UserError:
         able = [name for name, kind in KINDS.items() if what in kind.has]
         return UserError(
@@ -128,17 +150,22 @@ class Benchmark:
 class ScenesBenchmark(Benchmark):
     """Scenes, made as they are read, and the oracle that judges pictures of them."""
 
-    has = ("pictures", "captions", "edits", "texts")
+    has = ("pictures", "captions", "edits", "texts", "questions")
     captioned = True
     oracle = oracle
     classes = CLASSES
     vocabulary = VOCABULARY
+    answers = ANSWERS
     tagger = "scenes"
 
     def pictures(self, fields: tuple[str, ...] = ("image",), *, held_out: bool = False) -> Source:
         """Scenes of the training split, or of `"val"`."""
         split = "val" if held_out else self.config.split
         return self._scenes(fields=fields, split=split)
+
+    def questions(self, fields: tuple[str, ...], *, held_out: bool = False) -> Source:
+        """Scenes with their questions."""
+        return self.pictures(fields, held_out=held_out)
 
     def captions(self, count: int) -> Iterator[str]:
         """All wordings of the first `count` scenes, more if need be than a run trains on."""
@@ -204,6 +231,31 @@ class EditsBenchmark(Benchmark):
             yield {**example, "category": example["source_prompt"]}
 
 
+class QuestionsBenchmark(Benchmark):
+    """Questions about photographs: VQA v1 and v2, VQA-X, ACT-X."""
+
+    has = ("questions",)
+
+    def questions(self, fields: tuple[str, ...], *, held_out: bool = False) -> Source:
+        """All questions of a split; photographs and features where they are needed."""
+        config = self.config
+        split = config.split
+        if held_out:
+            usual = "val" if config.name in ("vqa_v1", "vqa_v2") else "test"
+            split = config.get("eval_split", "") or usual
+        features = config.get("features", "")
+        if "features" in fields and not features:
+            raise UserError(
+                "data.features is empty: give the folder of the pictures' features, or have them "
+                "computed"
+            )
+        return Questions(
+            open_asked(config.name, config.path, split),
+            pictures=(config.get("pictures", "") or config.path) if "image" in fields else None,
+            features=features if "features" in fields else None,
+        )
+
+
 KINDS: dict[str, type[Benchmark]] = {
     "scenes": ScenesBenchmark,
     "folder": PicturesBenchmark,
@@ -213,6 +265,7 @@ KINDS: dict[str, type[Benchmark]] = {
     "gigaword": TextBenchmark,
     "wmt16": TextBenchmark,
     "shape_prompts": EditsBenchmark,
+    **dict.fromkeys(("vqa_v1", "vqa_v2", "vqa_x", "act_x", "nlx"), QuestionsBenchmark),
 }
 #: Data sets that are read here; every other name is one of TensorFlow Datasets.
 NAMES = tuple(KINDS)

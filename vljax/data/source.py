@@ -1,7 +1,10 @@
 """What all data have in common: sources of examples, and transforms of an example."""
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -72,3 +75,22 @@ def kept_for_training(held_out: int, count: int) -> int:
             f"data.held_out={held_out} of {count} examples: some must stay for training"
         )
     return count - held_out
+
+
+def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
+    """What a JSON file holds.
+
+    Args:
+        path: The file.
+        remedy: What to give instead, for the error.
+
+    Raises:
+        UserError: it is not there, or no JSON.
+    """
+    try:
+        return json.loads(Path(path).expanduser().read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not readable json ({reason}): {remedy}") from error

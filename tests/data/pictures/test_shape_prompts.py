@@ -203,7 +203,7 @@ def test_a_broken_annotation_is_refused_at_once(tmp_path, change, words):
 
 def test_broken_files_are_refused(tmp_path):
     path = tmp_path / "few.json"
-    with pytest.raises(UserError, match="no annotations at"):
+    with pytest.raises(UserError, match="does not exist"):
         ShapePrompts(path, None)
     path.write_text('{"images": [')
     with pytest.raises(UserError, match="not readable json"):

@@ -20,7 +20,7 @@ from pycocotools import mask as rle_tools
 
 from vljax.data.pictures.images import decode_image
 from vljax.data.scenes import CLASSES
-from vljax.data.source import CorruptExampleError, Transform, check_index
+from vljax.data.source import CorruptExampleError, Transform, check_index, read_json
 from vljax.errors import UserError
 
 #: Objects smaller or larger than these shares of the picture are left out of the benchmark.
@@ -238,14 +238,7 @@ _ANNOTATION = {
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no annotations at {path}: give a ShapePrompts json file") from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is not readable json ({' '.join(str(error).split())}): fetch it again"
-        ) from error
+    content = read_json(path, "give a ShapePrompts json file")
     if not isinstance(content, dict):
         raise UserError(f"{path} is no COCO annotation file: give a ShapePrompts json file")
     return content

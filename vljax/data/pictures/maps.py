@@ -1,0 +1,113 @@
+"""Where people looked: pointing maps of VQA-X and ACT-X, and VQA-HAT's.
+
+How the arrays in the `.npz` files of PJ-X (`visual/{val,test}/…npz`) are called and shaped is
+published nowhere; three people's heat maps of any size are in each. What is there is taken, and
+told.
+"""
+
+import dataclasses
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from vljax.data.pictures.images import read_image
+from vljax.errors import UserError
+
+# More people than this never marked one picture: a longer axis is one of pixels.
+_MOST_PEOPLE = 16
+_REMEDY = "give a pointing map: an .npz of arrays [h, w], [n, h, w] or [h, w, n]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pointing:
+    """Maps of one picture.
+
+    Attributes:
+        maps: One a person, as large as the file has them; at least 0, not normalised.
+        told: What the file held, in words.
+    """
+
+    maps: Float[np.ndarray, "n h w"]
+    told: str
+
+
+def read_pointing(path: str | os.PathLike[str]) -> Pointing:
+    """The maps in an `.npz` file, or in an `.npy`.
+
+    A single array is [h, w], [n, h, w] or [h, w, n]; several arrays of one shape [h, w] are
+    stacked, in the order of their names. An axis of at most 16 beside longer ones is that of
+    people; where both ends are so short, the first.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    arrays = _arrays(Path(path).expanduser())
+    told = ", ".join(f"{name!r} {a.dtype} {list(a.shape)}" for name, a in arrays.items())
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf" or not array.size:
+            raise UserError(f"{path}: {name!r} is {array.dtype} {list(array.shape)}: {_REMEDY}")
+    shapes = {array.shape for array in arrays.values()}
+    if len(shapes) != 1 or (len(arrays) > 1 and len(next(iter(shapes))) != 2):
+        raise UserError(f"{path} holds {told or 'nothing'}: {_REMEDY}")
+    found = np.stack(list(arrays.values())) if len(arrays) > 1 else next(iter(arrays.values()))
+    if found.ndim == 2:
+        found = found[None]
+    elif found.ndim == 3 and found.shape[0] > _MOST_PEOPLE >= found.shape[2]:
+        found = found.transpose(2, 0, 1)
+    if found.ndim != 3 or found.shape[0] > _MOST_PEOPLE:
+        raise UserError(f"{path} holds {told}: {_REMEDY}")
+    maps = found.astype(np.float32)
+    if not np.isfinite(maps).all() or maps.min() < 0:
+        raise UserError(f"{path} holds {told}, with numbers below 0 or not finite: {_REMEDY}")
+    count, height, width = maps.shape
+    return Pointing(maps, f"{count} of {height}×{width} from {told}")
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {path.stem: found}
+        with found:
+            return {name: found[name] for name in sorted(found.files)}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: {_REMEDY}") from error
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}): {_REMEDY}") from error
+
+
+def find_hat(folder: str | os.PathLike[str]) -> dict[str, tuple[Path, ...]]:
+    """VQA-HAT's files of each question (Das et al. 2016), by the question's number in VQA v1.
+
+    Args:
+        folder: That of `<question>_<person>.png`, one person in the training set and up to three in
+            validation; machines' maps are `<question>.png`.
+
+    Raises:
+        UserError: there is no such folder or file.
+    """
+    root = Path(folder).expanduser()
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.glob("*.png")):
+        if name := re.fullmatch(r"(\d+)(_\d+)?", path.stem):
+            found.setdefault(name[1], []).append(path)
+    if not found:
+        raise UserError(
+            f"{root} holds no map of VQA-HAT, such as 1000_1.png: give the unpacked folder"
+        )
+    return {question: tuple(paths) for question, paths in found.items()}
+
+
+def read_hat(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w"]:
+    """A map of VQA-HAT, from 0 to 1: a grey picture, of its photograph's proportions.
+
+    Raises:
+        UserError: it is no readable picture.
+    """
+    return read_image(path).mean(-1, dtype=np.float32) / 255

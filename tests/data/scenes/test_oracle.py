@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from vljax.data.scenes import CLASSES, COLOURS, SHAPES, Scenes, boxes, render
-from vljax.data.scenes.oracle import (
-    Detection,
-    connected_components,
-    detect,
-    mask_iou,
-    match,
-    mean_score,
-    score,
-    summary,
-    truth,
-)
+from vljax.data.scenes import COLOURS, SHAPES, Scenes, boxes, render
+from vljax.data.scenes.oracle import connected_components, detect, summary, truth
 from vljax.data.scenes.world import class_coordinates, class_vector
 from vljax.errors import UserError
+from vljax.metrics.layout import mask_iou, mean_score, score
 
 SINGLE = {"min_objects": 1, "max_objects": 1}
 
@@ -177,36 +168,6 @@ def test_truth_is_the_scene():
         np.testing.assert_allclose(places, example["coordinates"], rtol=1e-6)
         perfect = score(meant, meant)
         assert (perfect.precision, perfect.recall, perfect.f1) == (1, 1, 1)
-
-
-def thing(shape: str, colour: str, x: int) -> Detection:
-    mask = np.zeros((32, 32), bool)
-    mask[4:12, x : x + 8] = True
-    box = np.array([x, 4, x + 8, 12], np.float32)
-    return Detection(shape, colour, box, mask, np.zeros((6, 3)), (x + 4.0, 8.0), 4.0, 1.0, 0.9)
-
-
-def test_scores_count_what_agrees():
-    meant = [thing("circle", "red", 0), thing("star", "blue", 16)]
-    near, far = thing("circle", "red", 2), thing("circle", "red", 6)
-    wrong = thing("square", "blue", 16)
-    assert score([near, wrong], meant).pairs == ((0, 0),)
-    assert score([near], meant).precision == 1
-    assert score([near], meant).recall == 0.5
-    assert score([near], meant).f1 == pytest.approx(2 / 3)
-    assert match([far], meant) == ()
-    assert match([far], meant, min_iou=0) == ((0, 0),)
-    # Two found for one meant: the better overlap is taken, the other is an error.
-    assert score([far, near], meant[:1], min_iou=0.1).pairs == ((1, 0),)
-    assert score([far, near], meant[:1]).precision == 0.5
-    assert score([], meant).f1 == 0
-    assert score(meant, []).precision == 0
-    assert score([], []).f1 == 1
-    means = mean_score([score([near], meant), score([], meant)])
-    assert means == pytest.approx({"precision": 0.5, "recall": 0.25, "f1": 1 / 3})
-    assert near.label == CLASSES.index("red circle")
-    assert mask_iou(near.mask, meant[0].mask) == pytest.approx(6 / 10)
-    assert mask_iou(near.mask & False, near.mask & False) == 0
 
 
 def test_a_summary_tells_what_pictures_show():

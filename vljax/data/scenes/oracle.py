@@ -2,7 +2,8 @@
 
 It is to scenes what a trained detector is to photographs, so that generated pictures can be judged
 with no pretrained network: `detect` returns every object's shape, colour, box, mask, keypoints and
-place; `score` compares them with the truth; `summary` tells what a set of pictures shows.
+place; `vljax.metrics.layout` compares them with the truth; `summary` tells what a set of pictures
+shows.
 
 Detection is analysis by synthesis. A plane is fitted to the background; pixels that differ take
 the nearest palette colour; each connected patch of one colour is explained by the outline (shape,
@@ -468,76 +469,7 @@ def _assemble(
     return detections[::-1]
 
 
-# --------------------------------------------------------------------------------- judging
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Score:
-    """How well the objects found in one picture agree with those meant.
-
-    Attributes:
-        precision: share of the found that are meant; 1 if none is found and none is meant.
-        recall: share of the meant that are found; 1 if none is meant.
-        f1: their harmonic mean.
-        pairs: indices (found, meant) of the objects that agree.
-    """
-
-    precision: float
-    recall: float
-    f1: float
-    pairs: tuple[tuple[int, int], ...]
-
-
-def mask_iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
-    """Intersection over union of two masks; 0 if both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0
-
-
-def match(
-    found: Sequence[Detection], meant: Sequence[Detection], min_iou: float = 0.5
-) -> tuple[tuple[int, int], ...]:
-    """Pair the objects of equal shape and colour, those of greatest overlap first.
-
-    Args:
-        found: objects detected.
-        meant: objects that should be there.
-        min_iou: least overlap of the masks; 0 compares shape and colour alone.
-
-    Returns:
-        Pairs of indices (found, meant), each index at most once.
-    """
-    options = sorted(
-        (
-            (mask_iou(a.mask, b.mask) if min_iou > 0 else 0.0, i, j)
-            for i, a in enumerate(found)
-            for j, b in enumerate(meant)
-            if a.label == b.label
-        ),
-        reverse=True,
-    )
-    pairs: list[tuple[int, int]] = []
-    for overlap, i, j in options:
-        free = all(i != p and j != q for p, q in pairs)
-        if free and overlap >= min_iou:
-            pairs.append((i, j))
-    return tuple(pairs)
-
-
-def score(found: Sequence[Detection], meant: Sequence[Detection], min_iou: float = 0.5) -> Score:
-    """Precision, recall and F1 of one picture; arguments as in `match`."""
-    pairs = match(found, meant, min_iou)
-    precision = len(pairs) / len(found) if found else float(not meant)
-    recall = len(pairs) / len(meant) if meant else 1.0
-    total = len(found) + len(meant)
-    return Score(precision, recall, 2 * len(pairs) / total if total else 1.0, pairs)
-
-
-def mean_score(scores: Iterable[Score]) -> dict[str, float]:
-    """Averages over pictures of precision, recall and F1."""
-    rows = [(one.precision, one.recall, one.f1) for one in scores]
-    means = np.mean(rows, axis=0) if rows else np.full(3, np.nan)
-    return dict(zip(("precision", "recall", "f1"), map(float, means), strict=True))
+# --------------------------------------------------------------------------------- summary
 
 
 def summary(images: Iterable[np.ndarray]) -> dict[str, float | dict[str, float] | None]:

@@ -12,7 +12,7 @@ from vljax.diffusion.process import Process, condition_mean, p_mean_variance
 from vljax.diffusion.samplers import ddim, ddpm
 from vljax.diffusion.schedules import named_schedule, respace
 from vljax.errors import UserError
-from vljax.models.clip import image_tower
+from vljax.models.clip_towers import image_tower
 from vljax.models.noisy_clip import NoisyCLIP
 
 SCHEDULE = named_schedule("linear", 1000)

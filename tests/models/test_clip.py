@@ -27,12 +27,9 @@ from vljax.models.clip import (
     CLIP,
     PUBLISHED,
     TextTransformer,
-    fresh_norm,
-    image_tower,
-    normalise_pixels,
-    prepare_images,
 )
-from vljax.models.layers import Linear
+from vljax.models.clip_towers import image_tower, normalise_pixels, prepare_images
+from vljax.models.layers import Linear, fresh_norm
 from vljax.models.parameters import named_parameters, variables
 from vljax.training.weights import pretrained_parameters
 

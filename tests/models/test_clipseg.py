@@ -17,8 +17,6 @@ from vljax.data.scenes.world import CLASSES
 from vljax.data.text.tokenizers import train_tokenizer
 from vljax.errors import UserError
 from vljax.models.clipseg import (
-    PIXEL_MEAN,
-    PIXEL_STD,
     CLIPSeg,
     infer_shape,
     resample_positions,
@@ -26,6 +24,7 @@ from vljax.models.clipseg import (
 )
 from vljax.models.folders import clipseg_arguments
 from vljax.models.parameters import named_parameters
+from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -103,7 +102,7 @@ def token_rows(batch, length, end):
 
 
 def logits_of(peer, images, tokens):
-    pixels = ((images * 0.5 + 0.5 - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)).transpose(
+    pixels = ((images * 0.5 + 0.5 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)).transpose(
         0, 3, 1, 2
     )
     with torch.no_grad():
@@ -314,7 +313,7 @@ def test_infer_shape_keeps_the_pictures_size_and_obeys_the_threshold(small):
     assert not (masks[1] & ~masks[0]).any()
     # The published pipeline: stretch, segment, stretch back.
     processor = transformers.ViTImageProcessor(
-        size={"height": 64, "width": 64}, image_mean=PIXEL_MEAN, image_std=PIXEL_STD
+        size={"height": 64, "width": 64}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
     )
     pixels = processor(picture, return_tensors="pt")["pixel_values"]
     with torch.no_grad():

@@ -21,7 +21,8 @@ from flax import nnx
 
 from vljax import pretrained
 from vljax.errors import UserError
-from vljax.models.clip import CLIP, image_tower
+from vljax.models.clip import CLIP
+from vljax.models.clip_towers import image_tower
 from vljax.models.noisy_clip import NoisyCLIP, from_clip
 from vljax.models.parameters import named_parameters, variables, with_parameters
 

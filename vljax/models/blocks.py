@@ -24,10 +24,14 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return doubled.reshape(b, 2 * h, 2 * w, c)
 
 
-def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-    """Halve height and width by averaging 2×2 pixels."""
+def average_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
+    """Means of size×size pixels; a rest at the right and bottom is dropped."""
+    if size == 1:
+        return x
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    h, w = h // size, w // size
+    blocks = x[:, : h * size, : w * size].reshape(b, h, size, w, size, c)
+    return blocks.mean((2, 4), dtype=jnp.float32).astype(x.dtype)
 
 
 class Upsample(nnx.Module):

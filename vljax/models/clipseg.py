@@ -29,14 +29,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
 
 from vljax.errors import UserError
-from vljax.models.clip import CLIP, VisionTransformer
+from vljax.models.clip import CLIP
+from vljax.models.clip_towers import VisionTransformer
 from vljax.models.layers import Conv, LayerNorm, Linear, apply, fan_in_uniform
 from vljax.ops.attention import attention
-from vljax.ops.pixels import to_unit
-
-# What CLIPSeg, unlike CLIP, subtracts from and divides by: ImageNet's red, green and blue.
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
+from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise, to_unit
 
 
 class SelfAttention(nnx.Module):
@@ -63,7 +60,7 @@ class SelfAttention(nnx.Module):
         return self.out_proj(attention(q, k, v).reshape(x.shape))
 
 
-class MLP(nnx.Module):
+class RectifiedMLP(nnx.Module):
     """Two linear layers and a rectifier between them."""
 
     def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs) -> None:
@@ -80,7 +77,7 @@ class DecoderLayer(nnx.Module):
     def __init__(self, width: int, num_heads: int, hidden: int, *, rngs: nnx.Rngs) -> None:
         self.self_attn = SelfAttention(width, num_heads, rngs=rngs)
         self.layer_norm1 = LayerNorm(width)
-        self.mlp = MLP(width, hidden, rngs=rngs)
+        self.mlp = RectifiedMLP(width, hidden, rngs=rngs)
         self.layer_norm2 = LayerNorm(width)
 
     def __call__(self, x: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
@@ -111,7 +108,7 @@ class Enlarge(nnx.Module):
         return squares.reshape(b, h * factor, w * factor, -1) + self.bias[...].astype(x.dtype)
 
 
-class Decoder(nnx.Module):
+class MaskDecoder(nnx.Module):
     """From the picture's activations and the text's embedding to a logit per pixel.
 
     Args:
@@ -206,7 +203,7 @@ class CLIPSeg(nnx.Module):
         context_length: Most tokens of a text, start and end included.
         vocabulary_size: Number of tokens. The end token is the last one.
         head_channels: Features of an attention head of both towers.
-        activation: Of both towers, a key of `vljax.models.clip.ACTIVATIONS`.
+        activation: Of both towers, a key of `vljax.models.clip_towers.ACTIVATIONS`.
         remat: Recompute the towers' activations in the backward pass, to save memory.
         dtype: Compute dtype; logits are float32 whatever it is.
         rngs: Where the initial weights come from.
@@ -289,7 +286,7 @@ class CLIPSeg(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.decoder = Decoder(
+        self.decoder = MaskDecoder(
             vision_width=vision_width,
             embed_dim=embed_dim,
             depth=len(extract_layers),
@@ -326,8 +323,8 @@ class CLIPSeg(nnx.Module):
         """What stands after each of `extract_layers`, the class position first."""
         tower = self.clip.visual
         assert isinstance(tower, VisionTransformer)
-        mean, std = jnp.asarray(PIXEL_MEAN), jnp.asarray(PIXEL_STD)
-        pixels = (images.astype(jnp.float32) * 0.5 + (0.5 - mean)) / std
+        # Unlike CLIP, CLIPSeg was trained with ImageNet's statistics.
+        pixels = standardise(images.astype(jnp.float32), IMAGENET_MEAN, IMAGENET_STD)
         patches = tower.conv1(pixels.astype(self.clip.dtype))
         b, side, _, width = patches.shape
         first = jnp.broadcast_to(tower.class_embedding[...].astype(patches.dtype), (b, 1, width))

@@ -91,7 +91,7 @@ class TransformerBlock(nnx.Module):
         return x + self.ff(self.norm3(x)), {own.name: own_record, other.name: other_record}
 
 
-class Transformer(nnx.Module):
+class SpatialTransformer(nnx.Module):
     """A transformer block between all pixels, added to the input (Rombach et al., app. E.2.1).
 
     Args:
@@ -154,7 +154,7 @@ class ConditionalUNet(nnx.Module):
         layers_per_block: Residual blocks a level.
         context_features: Length of each vector of the context.
         num_heads: Attention heads, for all levels or for each.
-        linear_projection: See `Transformer`.
+        linear_projection: See `SpatialTransformer`.
         norm_groups: Groups of the norms.
         norm_epsilon: Epsilon of the residual blocks' norms and of the last one.
         remat: Recompute each block's activations in the backward pass, to save memory.
@@ -201,9 +201,9 @@ class ConditionalUNet(nnx.Module):
                 rngs=rngs,
             )
 
-        def transformers(level: int, count: int) -> list[Transformer]:
+        def transformers(level: int, count: int) -> list[SpatialTransformer]:
             return [
-                Transformer(
+                SpatialTransformer(
                     levels[level],
                     context_features,
                     heads[level],
@@ -288,7 +288,7 @@ class ConditionalUNet(nnx.Module):
             """One residual block of a level and, where there is one, the transformer after it."""
 
             def layer(
-                resnet: ResnetBlock, transformer: Transformer | None, *inputs: Array
+                resnet: ResnetBlock, transformer: SpatialTransformer | None, *inputs: Array
             ) -> tuple[Array, dict[str, Any]]:
                 h, embedding, context = inputs
                 h = resnet(h, embedding)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vljax.errors import UserError
-from vljax.models.clip import ACTIVATIONS
-from vljax.models.clipseg import PIXEL_MEAN, PIXEL_STD
+from vljax.models.clip_towers import ACTIVATIONS
+from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 Folder = str | os.PathLike
 
@@ -416,7 +416,7 @@ def _input_size(folder: Path) -> int:
     if not path.exists():
         return 352
     config = read_json(path)
-    for field, value in (("image_mean", PIXEL_MEAN), ("image_std", PIXEL_STD)):
+    for field, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if not np.allclose(found := config.get(field, value), value):
             raise UserError(
                 f"{path}: {field}={found}, but CLIPSeg was trained with ImageNet's {value}"

@@ -28,6 +28,14 @@ def fan_in_uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, zero: bo
     return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
 
 
+def normal(
+    rngs: nnx.Rngs, shape: tuple[int, ...], std: float, published: str | None = None
+) -> nnx.Param:
+    """A parameter drawn from N(0, std²), float32."""
+    value = std * jax.random.normal(rngs.params(), shape)
+    return nnx.Param(value, published=published) if published else nnx.Param(value)
+
+
 class Linear(nnx.Module):
     """`x @ weight + bias` over the last axis.
 
@@ -131,6 +139,17 @@ class BatchNorm(nnx.Module):
         scale = self.weight[...] * jax.lax.rsqrt(variance + self.epsilon)
         shift = self.bias[...] - mean * scale
         return (x.astype(jnp.float32) * scale + shift).astype(x.dtype)
+
+
+def fresh_norm(channels: int) -> BatchNorm:
+    """A batch norm for training without published statistics, which nothing would ever update.
+
+    They start as those of a fresh, bias-free convolution of rectified unit-variance features, so
+    that the norm puts out unit variance and a tower of any depth can be trained from scratch.
+    """
+    norm = BatchNorm(channels)
+    norm.running_var[...] = jnp.full(channels, 1 / 6)
+    return norm
 
 
 class GroupNorm(nnx.Module):

@@ -18,15 +18,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
-from vljax.models.clip import (
-    CLIP,
-    ImageTower,
-    ModifiedResNet,
-    Tensors,
-    normal,
-    prepare_images,
-)
-from vljax.models.layers import Linear, apply, timestep_embedding
+from vljax.models.clip import CLIP, Tensors
+from vljax.models.clip_towers import ImageTower, ModifiedResNet, prepare_images
+from vljax.models.layers import Linear, apply, normal, timestep_embedding
 
 TIME_FEATURES = 128
 TIME_WIDTH = 512

@@ -30,9 +30,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vljax.errors import UserError
-from vljax.models.clip import fresh_norm
 from vljax.models.folders import read_json
-from vljax.models.layers import Conv, Linear, apply
+from vljax.models.layers import Conv, Linear, apply, fresh_norm
+from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise
 
 # Blocks in each of the four groups, by the number of weighted layers.
 DEPTHS: dict[int, tuple[int, int, int, int]] = {
@@ -40,10 +40,6 @@ DEPTHS: dict[int, tuple[int, int, int, int]] = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-
-# What torchvision and Hugging Face subtract and divide by, for red, green, blue in [0, 1].
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
 
 # MSRA's mean picture, averaged over its places, for blue, green, red in [0, 255].
 CAFFE_MEAN = (103.06, 115.90, 123.15)
@@ -55,8 +51,7 @@ Tensors = dict[str, np.ndarray]
 
 def normalise_pixels(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
     """From [-1, 1] to what torchvision's and Hugging Face's weights see."""
-    mean, std = jnp.asarray(PIXEL_MEAN), jnp.asarray(PIXEL_STD)
-    return (images * 0.5 + (0.5 - mean)) / std
+    return standardise(images, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def subtract_mean(

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vljax.errors import UserError
-from vljax.models.blocks import downsample, upsample
+from vljax.models.blocks import average_pool, upsample
 from vljax.models.layers import (
     Conv,
     GroupNorm,
@@ -33,6 +33,11 @@ KeyValue = tuple[Float[Array, "b n heads d"], Float[Array, "b n heads d"]]
 """Keys and values of a context in one layer."""
 
 
+def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    """Halve height and width by averaging 2×2 pixels."""
+    return average_pool(x, 2)
+
+
 class ResBlock(nnx.Module):
     """A residual block that listens to the time embedding.
 
@@ -44,7 +49,7 @@ class ResBlock(nnx.Module):
         scale_shift_norm: The embedding scales and shifts the second norm, instead of being added
             before it.
         groups: Groups of the norms.
-        resample: A parameter-free `upsample` or `downsample` of both branches, or None.
+        resample: A parameter-free change of size of both branches, `"up"` or `"down"`, or None.
         rngs: Where the initial weights come from.
     """
 
@@ -62,7 +67,11 @@ class ResBlock(nnx.Module):
     ) -> None:
         self.dropout_rate = dropout_rate
         self.scale_shift_norm = scale_shift_norm
-        self.resample = {None: None, "up": upsample, "down": downsample}[resample]
+        self.resample = {
+            None: None,
+            "up": upsample,
+            "down": halve,
+        }[resample]
         # The lists hold functions beside layers so that indices are the checkpoint's.
         self.in_layers = nnx.List[Any](
             [GroupNorm(channels, groups), jax.nn.silu, Conv(channels, out_channels, 3, rngs=rngs)]

@@ -137,9 +137,17 @@ def test_padding_changes_nothing_and_gets_no_gradient(kind, rng):
 def test_half_precision_keeps_the_cell_in_full(rng):
     model = LSTM(INPUTS, FEATURES, rngs=nnx.Rngs(1))
     x = jnp.asarray(rng.standard_normal((BATCH, STEPS, INPUTS)), jnp.bfloat16)
-    outputs, (h, c) = model(x)
-    full, _ = model(x.astype(jnp.float32))
+
+    @jax.jit
+    def run(model, x):
+        def loss(model):
+            outputs, state = model(x)
+            return outputs.astype(jnp.float32).sum(), (outputs, state)
+
+        gradient, (outputs, state) = jax.grad(loss, has_aux=True)(model)
+        return outputs, state, gradient, model(x.astype(jnp.float32))[0]
+
+    outputs, (h, c), gradient, full = run(model, x)
     assert (outputs.dtype, h.dtype, c.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(outputs.astype(jnp.float32), full, atol=0.02)
-    gradient = jax.grad(lambda m: m(x)[0].astype(jnp.float32).sum())(model)
     assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))

@@ -17,7 +17,7 @@ many bytes, 5 four bytes. All other fields (geometry, losses, data sources) are 
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,31 @@ def read_caffemodel(path: str | os.PathLike) -> dict[str, np.ndarray]:
             "not a .prototxt"
         )
     return tensors
+
+
+def by_path(blobs: Mapping[str, np.ndarray], layers: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """A caffemodel's arrays by the paths of our parameters.
+
+    Args:
+        blobs: What `read_caffemodel` returned.
+        layers: The path of our layer for each of theirs. A layer of three arrays is an LSTM, one of
+            one or two a linear layer, a convolution or an embedding; a 1×1 kernel becomes a matrix.
+
+    Returns:
+        The renamed arrays; those of other layers keep their names, and the importer lists them.
+    """
+    renamed = {}
+    for name, blob in blobs.items():
+        layer, _, index = name.rpartition(".")
+        recurrent = f"{layer}.2" in blobs
+        fields = ("weight_ih", "bias", "weight_hh") if recurrent else ("weight", "bias")
+        if layer not in layers or int(index) >= len(fields):
+            renamed[name] = blob
+        else:
+            pointwise = blob.ndim == 4 and blob.shape[2:] == (1, 1)
+            blob = blob[:, :, 0, 0] if pointwise else blob
+            renamed[f"{layers[layer]}.{fields[int(index)]}"] = blob
+    return renamed
 
 
 def _layer(data: memoryview, name: int, blobs: int, *, old: bool) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from vljax.errors import UserError
 from vljax.models.answerers.answer import Answer, classifier, logits, with_coordinates
-from vljax.models.clip import adapt
+from vljax.models.clip_towers import adapt
 from vljax.models.layers import Conv, Linear, apply
 from vljax.models.question import Question, QuestionSizes
 

@@ -1,18 +1,24 @@
 """A question as networks read it: its words, a vector of the whole, and a program."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vljax.errors import UserError
-from vljax.models.layers import dropout
-from vljax.models.recurrent import LSTM
+from vljax.models.layers import Embedding, Linear, dropout
+from vljax.models.recurrent import LSTM, LSTMState
 
 # PJ-X's words and LSTM weights start uniform between minus and plus this.
 BOUND = 0.08
+
+# Under a softmax; finite, so that a question without words gives an even map and not NaN.
+MASKED = -1e30
 
 
 class Program(NamedTuple):
@@ -53,6 +59,53 @@ class QuestionSizes(NamedTuple):
     vector: int
     words: int
     embedded: int
+
+
+class StepTable:
+    """The steps of which programs are made, as numbers.
+
+    A step is a text, what it does and then what it does it with: `filter red`, `count`. Steps are
+    numbered from 1 in the order given, and so are their first words and the rests of them; 0 is no
+    step, or nothing.
+
+    Args:
+        steps: All steps there are (of scenes, `vljax.data.scenes.STEPS`).
+    """
+
+    def __init__(self, steps: Sequence[str]) -> None:
+        self.steps = tuple(steps)
+        parts = [step.partition(" ") for step in self.steps]
+        self.ops = tuple(dict.fromkeys(op for op, _, _ in parts))
+        self.arguments = tuple(dict.fromkeys(rest for _, _, rest in parts if rest))
+        self._ops = np.array([0, *(self.ops.index(op) + 1 for op, _, _ in parts)])
+        self._arguments = np.array(
+            [0, *(self.arguments.index(rest) + 1 if rest else 0 for _, _, rest in parts)]
+        )
+
+    def encode(self, program: Sequence[str], length: int) -> Int[np.ndarray, " length"]:
+        """The numbers of a program's steps, filled up with 0.
+
+        Raises:
+            UserError: a step is unknown, or there are more than `length`.
+        """
+        if unknown := [step for step in program if step not in self.steps]:
+            raise UserError(f"program step {unknown[0]!r}: choose one of {', '.join(self.steps)}")
+        if len(program) > length:
+            raise UserError(
+                f"a program of {len(program)} steps is longer than {length}: give a longer length"
+            )
+        numbers = [self.steps.index(step) + 1 for step in program]
+        return np.array(numbers + [0] * (length - len(program)), np.int32)
+
+    def chain(self, numbers: Int[Array, "b t"]) -> Program:
+        """The program in which every step takes what the one before it left."""
+        before = jnp.arange(numbers.shape[1]) - 1
+        inputs = jnp.stack([before, jnp.full_like(before, -1)], axis=-1)
+        return Program(
+            ops=jnp.asarray(self._ops)[numbers],
+            arguments=jnp.asarray(self._arguments)[numbers],
+            inputs=jnp.broadcast_to(inputs, (numbers.shape[0], *inputs.shape)),
+        )
 
 
 class WordVectors(nnx.Module):
@@ -157,3 +210,61 @@ class QuestionEncoder(nnx.Module):
             mask=mask,
             program=program,
         )
+
+
+class ProgramWriter(nnx.Module):
+    """Writes a question's program, step by step (Johnson et al. 2017, section 3.1).
+
+    An LSTM that begins with the question's vector reads the step it wrote last, looks at the words
+    by its state, and scores all steps.
+
+    Args:
+        steps: Number of steps there are, `len(StepTable.steps)`.
+        length: Steps that are written, the last ones 0.
+        sizes: Of the question.
+        hidden: Of the LSTM.
+        rngs: Where the initial weights come from.
+    """
+
+    def __init__(
+        self, steps: int, length: int, sizes: QuestionSizes, *, hidden: int = 256, rngs: nnx.Rngs
+    ) -> None:
+        self.length = length
+        self.begin = Linear(sizes.vector, hidden, rngs=rngs)
+        self.embedding = Embedding(steps + 1, hidden, rngs=rngs)
+        self.lstm = LSTM(hidden, hidden, rngs=rngs)
+        self.look = Linear(hidden, sizes.words, bias=False, rngs=rngs)
+        self.score = Linear(hidden + sizes.words, steps + 1, rngs=rngs)
+
+    def __call__(self, question: Question, steps: Int[Array, "b t"]) -> Float[Array, "b t n"]:
+        """Logits of each step (0 is none) given those before it, for training."""
+        before = jnp.pad(steps, ((0, 0), (1, 0)))[:, :-1]
+        states, _ = self.lstm(self._embed(question, before), state=self._start(question))
+        return self._logits(question, states)
+
+    def write(self, question: Question) -> Int[Array, "b t"]:
+        """The likeliest step, one after the other, as `StepTable.chain` takes them."""
+
+        def step(carry: Any, _: None) -> tuple[Any, Array]:
+            state, last = carry
+            state = self.lstm.step(self._embed(question, last), state)
+            last = self._logits(question, state[0][:, None])[:, 0].argmax(-1).astype(jnp.int32)
+            return (state, last), last
+
+        first = jnp.zeros(question.vector.shape[0], jnp.int32)
+        _, steps = lax.scan(step, (self._start(question), first), length=self.length)
+        return steps.T
+
+    def _start(self, question: Question) -> LSTMState:
+        h = jnp.tanh(self.begin(question.vector))
+        return h, jnp.zeros(h.shape, jnp.float32)
+
+    def _embed(self, question: Question, steps: Int[Array, "*b"]) -> Float[Array, "*b h"]:
+        return self.embedding(steps).astype(question.vector.dtype)
+
+    def _logits(self, question: Question, states: Float[Array, "b t h"]) -> Float[Array, "b t n"]:
+        scores = jnp.einsum("bth,bwh->btw", self.look(states), question.words)
+        scores = jnp.where(question.mask[:, None], scores.astype(jnp.float32), MASKED)
+        weights = jax.nn.softmax(scores).astype(states.dtype)
+        read = jnp.einsum("btw,bwh->bth", weights, question.words)
+        return self.score(jnp.concatenate([states, read], axis=-1)).astype(jnp.float32)

@@ -9,9 +9,6 @@ from jaxtyping import Array, Float, Key
 
 from vljax.models.layers import Linear
 
-# Under a softmax; finite, so that a question without words gives an even map and not NaN.
-MASKED = -1e30
-
 
 class Answer(NamedTuple):
     """What an answerer says.

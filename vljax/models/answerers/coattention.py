@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
-from vljax.models.answerers.answer import MASKED, Answer, logits, split
+from vljax.models.answerers.answer import Answer, logits, split
 from vljax.models.layers import Linear, dropout
-from vljax.models.question import Question, QuestionSizes
+from vljax.models.question import MASKED, Question, QuestionSizes
 
 
 class _Affinity(nnx.Module):

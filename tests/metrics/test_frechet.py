@@ -4,10 +4,6 @@ Golden numbers: `calculate_frechet_distance` of pytorch-fid at commit
 b9c18118d082cbd263c1b8963fc4221dc1cbb659, for the features that `two_sets` makes anew here.
 """
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -109,12 +105,10 @@ def test_streaming_equals_all_at_once(sizes, seed):
         )
 
 
-def test_moments_are_a_pytree_of_a_networks_features():
+def test_moments_are_of_a_networks_features():
     images = np.random.default_rng(0).standard_normal((5, 4, 2, 2, 3)).astype(np.float32)
-    total = moments(jax.jit(lambda x: x.reshape(4, 12)), images)
+    found = moments(jax.jit(lambda x: x.reshape(4, 12)), images).finish()
     expected = gaussian(images.reshape(20, 12).astype(float))
-    leaves, structure = jax.tree.flatten(total)
-    found = jax.tree.unflatten(structure, leaves).finish()
     np.testing.assert_allclose(found.mean, expected.mean, atol=1e-14)
     np.testing.assert_allclose(found.covariance, expected.covariance, atol=1e-14)
 
@@ -134,79 +128,3 @@ def test_features_that_are_not_finite_stop_the_run():
     total = Moments().update(np.zeros((3, 2)))
     with pytest.raises(RunError, match="pictures 3 to 4 are not finite"):
         total.update(np.array([[0, 0], [0, np.nan]]))
-
-
-def test_statistics_are_read_and_written(tmp_path):
-    a = gaussian(np.random.default_rng(0).standard_normal((20, 3)))
-    a.write(tmp_path / "ffhq.npz")
-    assert [path.name for path in tmp_path.iterdir()] == ["ffhq.npz"]
-    with np.load(tmp_path / "ffhq.npz") as file:
-        assert set(file) == {"mu", "sigma"}
-    assert frechet_distance(a, Gaussian.read(tmp_path / "ffhq.npz")) == pytest.approx(0, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    "content", [{"mu": np.zeros(3)}, {"mu": np.zeros(3), "sigma": np.zeros((2, 2))}, None]
-)
-def test_what_holds_no_statistics_is_refused(tmp_path, content):
-    path = tmp_path / "odd.npz"
-    if content is None:
-        path.write_bytes(b"no archive")
-    else:
-        np.savez(path, **content)
-    with pytest.raises(UserError, match=r"odd\.npz holds no statistics for FID"):
-        Gaussian.read(path)
-
-
-PROCESS = """
-import sys
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from vljax.metrics.frechet import Moments
-features = np.random.default_rng(0).standard_normal((24, 3)).astype(np.float32) + 50
-mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "copy"))
-def spread(rows, *spec):
-    sharding = NamedSharding(mesh, P(*spec))
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
-total = Moments().update(spread(features[:8], ("data", "copy")))
-total = total.update(spread(features[8:16], "data")).update(spread(features[16:20]))
-if jax.process_index() == 1:
-    total = total.update(features[20:])
-total = total.over_processes()
-found = total.finish()
-expected = features.astype(float)
-assert total.count == 24, total.count
-np.testing.assert_allclose(found.mean, expected.mean(0), rtol=1e-14)
-np.testing.assert_allclose(found.covariance, np.cov(expected, rowvar=False), rtol=1e-12)
-np.testing.assert_equal(Moments().over_processes().count, 0)
-print("agreed", found.covariance.tobytes().hex())
-"""
-
-
-def test_two_processes_agree_to_the_bit_on_all_features():
-    """Split, copied and local features, each counted once."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(index)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    verdicts = {output.splitlines()[-1] for output, _ in outputs}
-    assert len(verdicts) == 1
-    assert verdicts.pop().startswith("agreed")

@@ -19,10 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
-from vljax import files
 from vljax.errors import RunError, UserError
 from vljax.models.inception import InceptionV3
 from vljax.ops.pixels import to_unit
@@ -41,38 +39,10 @@ class Gaussian:
     mean: Float[np.ndarray, " d"]
     covariance: Float[np.ndarray, "d d"]
 
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> "Gaussian":
-        """Read published statistics: an `.npz` with `mu` and `sigma`, as FID's authors use.
-
-        Raises:
-            UserError: the file does not hold them.
-        """
-        try:
-            with np.load(path) as file:
-                mean, covariance = file["mu"].astype(float), file["sigma"].astype(float)
-        except Exception as error:  # numpy and zipfile name damage in many ways
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"{path} holds no statistics for FID ({reason}): "
-                "it should be an .npz file with 'mu' and 'sigma'"
-            ) from error
-        if covariance.shape != 2 * mean.shape or mean.ndim != 1:
-            raise UserError(
-                f"{path} holds no statistics for FID: mu is {list(mean.shape)}, sigma is "
-                f"{list(covariance.shape)}, but they should be [d] and [d, d]"
-            )
-        return cls(mean, covariance)
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write what `read` reads; `path` ends in `.npz`."""
-        with files.replacing(path) as partial, partial.open("wb") as file:
-            np.savez(file, mu=self.mean, sigma=self.covariance)
-
 
 @dataclass(frozen=True)
 class Moments:
-    """Streaming mean and scatter of features: a pytree of float64 numpy arrays.
+    """Streaming mean and scatter of features, in float64 on the host.
 
     Batches are merged by the pairwise formulas of Chan, Golub & LeVeque (1979), which subtract
     means before they square. `Moments()` is the empty set.
@@ -91,13 +61,12 @@ class Moments:
         """These moments and those of a batch.
 
         Args:
-            features: One vector a picture. Of an array that is split over processes, each takes
-                the rows it holds: together, through `over_processes`, they have taken all.
+            features: One vector a picture.
 
         Raises:
             RunError: a feature is not finite.
         """
-        rows = _local_rows(features)
+        rows = np.asarray(features).astype(np.float64)
         if not len(rows):
             return self
         mean = rows.mean(0)
@@ -119,27 +88,6 @@ class Moments:
         between = (self.count * share) * np.multiply.outer(shift, shift)
         return Moments(count, self.mean + share * shift, self.scatter + other.scatter + between)
 
-    def over_processes(self) -> "Moments":
-        """The moments of all processes' sets together, the same on each; a collective call."""
-        if jax.process_count() == 1:
-            return self
-        sizes = multihost_utils.process_allgather(np.int32(self.mean.size if self.count else 0))
-        features = int(np.max(sizes))
-        held = np.zeros(1 + features + features**2)
-        if self.count:
-            held = np.concatenate([[self.count], self.mean, self.scatter.ravel()])
-        total = Moments()
-        for process in range(jax.process_count()):
-            # As pairs of 32-bit words, since JAX would round float64.
-            words = multihost_utils.broadcast_one_to_all(
-                held.view(np.uint32), is_source=jax.process_index() == process
-            )
-            values = np.asarray(words).view(np.float64)
-            mean, scatter = np.split(values[1:], [features])
-            other = Moments(int(values[0]), mean, scatter.reshape(features, features))
-            total = total.merge(other) if other.count else total
-        return total
-
     def finish(self) -> Gaussian:
         """Mean and covariance.
 
@@ -151,21 +99,6 @@ class Moments:
                 f"a Fréchet distance needs 2 pictures or more on each side, got {self.count}"
             )
         return Gaussian(self.mean, self.scatter / (self.count - 1))
-
-
-jax.tree_util.register_dataclass(Moments, ("count", "mean", "scatter"), ())
-
-
-def _local_rows(features: Any) -> Float[np.ndarray, "b d"]:
-    """The rows that this process holds, each row on one process only, in float64."""
-    if isinstance(features, jax.Array) and not features.is_fully_addressable:
-        width = features.shape[-1]
-        shards = [s.data for s in features.addressable_shards if s.replica_id == 0]
-        if any(shard.shape[1] != width for shard in shards):
-            raise ValueError("features must be split by pictures, not by channels")
-        rows = [np.asarray(shard) for shard in shards]
-        return np.concatenate([np.zeros((0, width)), *rows], dtype=np.float64)
-    return np.asarray(features).astype(np.float64)
 
 
 def moments(features: Callable[[Any], Array], batches: Iterable[Any]) -> Moments:

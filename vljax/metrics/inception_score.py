@@ -1,4 +1,7 @@
-"""The Inception Score (Salimans et al., *Improved Techniques for Training GANs*, 2016)."""
+"""The Inception Score (Salimans et al., *Improved Techniques for Training GANs*, 2016).
+
+For the tables of `text2image`, `semani_trans` and `semani_diff`, which report it.
+"""
 
 import itertools
 

@@ -98,7 +98,7 @@ def test_unshuffled_order_repeats():
     assert index.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
+@pytest.mark.parametrize("process_count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_together_read_what_one_reads(process_count):
     whole = read(Numbers(11), 6, batch_size=8)
     parts = [
@@ -136,7 +136,9 @@ def no_children():
     return not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(("workers", "shared_memory"), [(3, True), (2, False)])
+@pytest.mark.parametrize(
+    ("workers", "shared_memory"), [(2, True), pytest.param(3, False, marks=pytest.mark.slow)]
+)
 def test_workers_never_change_the_data_and_end(workers, shared_memory, monkeypatch):
     monkeypatch.setattr(pipeline, "_has_shared_memory", lambda: shared_memory)
     source = Numbers(13, corrupt=[4])
@@ -355,12 +357,13 @@ def end_of(process, pids, seconds):
     [
         ("[next(iterator) for _ in range(10**9)]", "SIGINT", {-signal.SIGINT}),
         ("[next(iterator) for _ in range(10**9)]", "SIGKILL", {-signal.SIGKILL}),
-        ("sys.exit(3)", None, {3}),
-        (
+        pytest.param("sys.exit(3)", None, {3}, marks=pytest.mark.slow),
+        pytest.param(
             "signal.signal(signal.SIGTERM, lambda *_: None); print('ready', flush=True);"
             " time.sleep(0.5); [next(iterator) for _ in range(20)]; sys.exit(0)",
             "SIGTERM",
             {0},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["interrupt", "kill", "exit", "graceful"],

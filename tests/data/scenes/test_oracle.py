@@ -13,6 +13,10 @@ from vljax.errors import UserError
 from vljax.metrics.layout import mask_iou, mean_score, score
 
 SINGLE = {"min_objects": 1, "max_objects": 1}
+#: A sixth of the pictures by default.
+shares = pytest.mark.parametrize(
+    "share", [1 / 6, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"]
+)
 
 
 def judged(image_size, count, corrupt=lambda image: image, **world):
@@ -28,6 +32,7 @@ def judged(image_size, count, corrupt=lambda image: image, **world):
     return mean_score(scores)["f1"], pairs
 
 
+@shares
 @pytest.mark.parametrize(
     ("image_size", "count", "world", "least"),
     [
@@ -39,8 +44,8 @@ def judged(image_size, count, corrupt=lambda image: image, **world):
         (90, 30, {}, 0.98),
     ],
 )
-def test_what_is_drawn_is_found(image_size, count, world, least):
-    f1, pairs = judged(image_size, count, **world)
+def test_what_is_drawn_is_found(image_size, count, world, least, share):
+    f1, pairs = judged(image_size, round(count * share), **world)
     assert f1 >= least
     assert np.mean([mask_iou(a.mask, b.mask) for a, b in pairs]) > (0.8 if image_size < 64 else 0.9)
     offsets = [np.hypot(*np.subtract(a.centre, b.centre)) for a, b in pairs]
@@ -72,6 +77,7 @@ def shifted(image):
     return np.clip(tinted, 0, 255).astype(np.uint8)
 
 
+@shares
 @pytest.mark.parametrize(
     ("corrupt", "least"),
     [
@@ -83,18 +89,21 @@ def shifted(image):
     ids=["blur", "noise", "shift", "all"],
 )
 @pytest.mark.parametrize(("image_size", "world"), [(64, {}), (32, SINGLE)])
-def test_what_a_small_model_does_is_borne(corrupt, least, image_size, world):
-    f1, _ = judged(image_size, 40, corrupt, **world)
+def test_what_a_small_model_does_is_borne(corrupt, least, image_size, world, share):
+    f1, _ = judged(image_size, round(40 * share), corrupt, **world)
     assert f1 >= least
 
 
+@shares
 @pytest.mark.parametrize("image_size", [32, 64])
-def test_noise_shows_nothing(image_size):
+def test_noise_shows_nothing(image_size, share):
     rng = np.random.default_rng(5)
     shape = (image_size, image_size, 3)
     for scale in (0.3, 1.0):
-        assert not any(detect(rng.normal(0, scale, shape)) for _ in range(500))
-    assert not any(detect(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(1000))
+        assert not any(detect(rng.normal(0, scale, shape)) for _ in range(round(500 * share)))
+    assert not any(
+        detect(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(round(1000 * share))
+    )
 
 
 @pytest.mark.parametrize("level", [0, 30, 128, 235, 255])

@@ -77,10 +77,11 @@ def strings(count):
 
 
 @needs_merges
-def test_ten_thousand_strings_become_the_tokens_of_transformers(clip, hugging_face_folder):
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_strings_become_the_tokens_of_transformers(clip, hugging_face_folder, count):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.CLIPTokenizer.from_pretrained(hugging_face_folder)
-    texts = strings(10_000)
+    texts = strings(count)
     expected = theirs(texts, padding="max_length", max_length=77, truncation=True)["input_ids"]
     with pytest.warns(UserWarning, match="tokens, of which the first 75 count"):
         tokens = clip(texts, 77)
@@ -163,7 +164,8 @@ def test_training_is_deterministic_and_survives_files_and_processes(small, tmp_p
         np.testing.assert_array_equal(other(texts, 20), small(texts, 20))
 
 
-def test_every_process_trains_the_same_tokenizer():
+@pytest.mark.parametrize("processes", [2, pytest.param(6, marks=pytest.mark.slow)])
+def test_every_process_trains_the_same_tokenizer(processes):
     """The trainer's tables are ordered differently in each; many pairs here are equally common."""
     program = (
         "from vljax.data.scenes import Scenes;"
@@ -173,7 +175,9 @@ def test_every_process_trains_the_same_tokenizer():
         "print(train_tokenizer(texts, 768)(texts, 40).tolist())"
     )
     command = [sys.executable, "-c", program]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
     printed = [process.communicate()[0] for process in started]
     assert len(printed[0]) > 1000
     assert len(set(printed)) == 1

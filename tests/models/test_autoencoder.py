@@ -2,12 +2,10 @@
 
 import json
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -16,6 +14,8 @@ from vljax.errors import UserError
 from vljax.models.autoencoder import AutoencoderKL, Gaussian
 from vljax.models.folders import autoencoder_arguments
 from vljax.models.parameters import named_parameters
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 SMALL = {
     "block_out_channels": (16, 32, 32),
@@ -31,6 +31,13 @@ FULL = {
     "layers_per_block": 2,
     "sample_size": 512,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def peers():
+    """Imported when the first test runs, not when tests are collected."""
+    global torch, diffusers
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
 
 
 def peer_of(config, folder):

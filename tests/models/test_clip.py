@@ -8,7 +8,6 @@ holds of each gradient every eighth (full size: 32nd or 48th) pixel, of each fea
 row's last pixel and every fourth (32nd) channel.
 """
 
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +20,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
+from tests.golden_weights import (
+    published_weights,
+    random_tensor,
+    standard_normal,
+    with_golden_weights,
+)
 from vljax import pretrained
 from vljax.errors import UserError
 from vljax.models.clip import (
@@ -30,8 +35,10 @@ from vljax.models.clip import (
 )
 from vljax.models.clip_towers import image_tower, normalise_pixels, prepare_images
 from vljax.models.layers import Linear, fresh_norm
-from vljax.models.parameters import named_parameters, variables
+from vljax.models.parameters import named_parameters
 from vljax.training.weights import pretrained_parameters
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXT = {"context_length": 16, "vocabulary_size": 100, "text_width": 64, "text_layers": 2}
@@ -60,31 +67,17 @@ def skeleton(**sizes):
     return jax.eval_shape(lambda: CLIP(**sizes, rngs=nnx.Rngs(0)))
 
 
-def random_tensor(name, shape):
-    """A tensor from its own name, as the golden run made it."""
-    w = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
-    if len(shape) == 1:
-        w = 0.1 * w + (1.0 if name.endswith(("weight", "running_var")) else 0.0)
-    elif len(shape) > 1:
-        w = w * np.float32(np.prod(shape[1:]) ** -0.5)
-    return np.asarray(w, np.float32)
+def clip_tensor(name, shape):
+    """The temperature is of its own size."""
+    return standard_normal(name, shape) if name == "logit_scale" else random_tensor(name, shape)
 
 
-def published_weights(model, prefix=""):
-    tensors = {}
-    for name, variable in variables(model).items():
-        shape = pretrained.to_published(np.zeros(variable.get_value().shape, bool), variable).shape
-        tensors[name] = random_tensor(prefix + name, () if name == "logit_scale" else shape)
-    return tensors
+def golden_clip(**sizes):
+    return with_golden_weights(skeleton(**sizes), tensor=clip_tensor)
 
 
 def with_weights(model, tensors):
     return jax.tree.map(jnp.asarray, pretrained.assign(model, tensors, origin="the test"))
-
-
-def golden_clip(**sizes):
-    model = skeleton(**sizes)
-    return with_weights(model, published_weights(model))
 
 
 def pictures(batch, size):
@@ -153,7 +146,8 @@ def test_both_towers_match_openais(name):
 def test_full_size_resnets_match_openais(name, pixels):
     sizes = {k: v for k, v in PUBLISHED[name].items() if not k.startswith("text")}
     tower = jax.eval_shape(lambda: image_tower(**sizes, rngs=nnx.Rngs(0)))
-    tower = with_weights(tower, published_weights(tower, prefix="visual."))
+    # The golden run named the tensors of the whole model.
+    tower = with_golden_weights(tower, tensor=lambda n, shape: random_tensor(f"visual.{n}", shape))
     results = embedding_maps_and_gradient(
         tower,
         lambda tower, x: tower(normalise_pixels(x)),
@@ -230,7 +224,7 @@ def assert_same_as_transformers(theirs, sizes, tensors, batch):
     np.testing.assert_allclose(seen, hidden, atol=1e-4)
 
 
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("activation", [pytest.param("quick_gelu", marks=pytest.mark.slow), "gelu"])
 def test_both_towers_match_transformers(activation):
     assert_same_as_transformers(
         *transformers_clip(32, 8, (128, 2), (64, 2), 32, activation), batch=2
@@ -268,7 +262,7 @@ def test_transformers_folder_loads_and_the_text_tower_alone(tmp_path):
 
 def test_openais_file_loads_without_its_counters(tmp_path):
     model = golden_clip(**SHALLOW)
-    tensors = published_weights(model)
+    tensors = published_weights(model, tensor=clip_tensor)
     extra = {n: np.array(64) for n in ("input_resolution", "context_length", "vocab_size")}
     extra["visual.layer1.0.bn1.num_batches_tracked"] = np.array(7)
     save_file(tensors | extra, tmp_path / "RN50.safetensors")
@@ -278,7 +272,7 @@ def test_openais_file_loads_without_its_counters(tmp_path):
 
 def test_incomplete_attention_is_reported_by_name():
     model = skeleton(**NARROW["vit_narrow"])
-    tensors = published_weights(model)
+    tensors = published_weights(model, tensor=clip_tensor)
     joint = tensors.pop("transformer.resblocks.1.attn.in_proj_weight")
     for part, letter in zip(np.split(joint, 3)[:2], "qk", strict=True):
         tensors[f"text_model.encoder.layers.1.self_attn.{letter}_proj.weight"] = part
@@ -337,7 +331,11 @@ def test_other_sizes_are_resampled_as_clip_does_with_a_gradient():
     np.testing.assert_allclose(black, [-1.7923, -1.7521, -1.4802], atol=1e-4)
 
 
-@pytest.mark.parametrize("sizes", [SHALLOW, NARROW["vit_narrow"]], ids=["resnet", "vit"])
+@pytest.mark.parametrize(
+    "sizes",
+    [pytest.param(SHALLOW, marks=pytest.mark.slow), NARROW["vit_narrow"]],
+    ids=["resnet", "vit"],
+)
 def test_bfloat16_keeps_the_result(sizes):
     images, tokens = pictures(2, sizes["image_size"]), np.array([[98, 1, 2, 99]])
     exact, half = golden_clip(**sizes), golden_clip(**sizes, dtype="bfloat16")

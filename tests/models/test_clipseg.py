@@ -26,8 +26,7 @@ from vljax.models.folders import clipseg_arguments
 from vljax.models.parameters import named_parameters
 from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 SMALL = {
     "text_config": {
@@ -57,6 +56,13 @@ SMALL = {
 }
 # CIDAS/clipseg-rd64-refined.
 FULL = {"vision_config": {"patch_size": 16}, "use_complex_transposed_convolution": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def peers():
+    """Imported when the first test runs, not when tests are collected."""
+    global torch, transformers
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
 
 
 def peer_and_folder(folder, **config):

@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import chex
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -20,6 +18,8 @@ from vljax.models.control import Place, drop_keys, inside_outside
 from vljax.models.folders import unet_arguments
 from vljax.models.parameters import named_parameters
 from vljax.ops.attention import attention
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 SMALL = {
     "block_out_channels": (16, 32),
@@ -42,6 +42,13 @@ NETWORKS = {
     },
     "full": {"sample_size": 64, "cross_attention_dim": 768},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def peers():
+    """Imported when the first test runs, not when tests are collected."""
+    global torch, diffusers
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
 
 
 def peer_of(name, folder, **saving):
@@ -80,7 +87,7 @@ def assert_close(actual, expected, relative=1e-4):
     return error
 
 
-@pytest.mark.parametrize("name", ["inpainting", "sd2"])
+@pytest.mark.parametrize("name", [pytest.param("inpainting", marks=pytest.mark.slow), "sd2"])
 def test_output_matches_diffusers(name, tmp_path):
     peer = peer_of(name, tmp_path, max_shard_size="200KB" if name == "sd2" else "5GB")
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (name == "sd2")

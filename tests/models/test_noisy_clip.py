@@ -9,7 +9,6 @@ every eighth pixel is kept, of each feature map the first row's last pixel and e
 """
 
 import re
-import zlib
 from pathlib import Path
 
 import chex
@@ -19,12 +18,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.golden_weights import published_weights, random_tensor
 from vljax import pretrained
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clip_towers import image_tower
 from vljax.models.noisy_clip import NoisyCLIP, from_clip
-from vljax.models.parameters import named_parameters, variables, with_parameters
+from vljax.models.parameters import named_parameters, with_parameters
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXT = {"context_length": 4, "vocabulary_size": 8, "text_width": 64, "text_layers": 1}
@@ -46,16 +48,9 @@ VIT = {
 TOWERS = pytest.mark.parametrize("sizes", [RESNET, VIT], ids=["resnet", "vit"])
 
 
-def random_tensor(name, shape):
-    """A tensor from its own name, as the golden run made it."""
-    w = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
-    if len(shape) == 1:
-        w = 0.1 * w + (1.0 if name.endswith(("weight", "running_var")) else 0.0)
-    else:
-        # Scales stay well below one, so that depth does not blow features up.
-        gain = 0.1 if name == "emb_layers.1.weight" else 1.0
-        w = w * np.float32(gain * np.prod(shape[1:]) ** -0.5)
-    return np.asarray(w, np.float32)
+def sdg_tensor(name, shape):
+    """Scales stay well below one, so that depth does not blow features up."""
+    return random_tensor(name, shape, gain=0.01 if name == "emb_layers.1.weight" else 1.0)
 
 
 def sdg_name(name):
@@ -68,13 +63,8 @@ def sdg_name(name):
 
 
 def sdg_weights(model):
-    tensors = {}
-    for name, variable in variables(model).items():
-        value = np.zeros(variable.get_value().shape, bool)
-        shape = pretrained.to_published(value, variable).shape
-        tensors[sdg_name(name)] = random_tensor(sdg_name(name), shape)
-    tensors["visual_frozen.1.num_batches_tracked"] = np.array(5)
-    return tensors
+    tensors = published_weights(model, tensor=sdg_tensor, published_name=sdg_name)
+    return tensors | {"visual_frozen.1.num_batches_tracked": np.array(5)}
 
 
 def noisy_pictures(batch, size):
@@ -128,7 +118,7 @@ def random_clip(sizes):
     """A CLIP no parameter of which is at its start, where much is zero."""
     clip = jax.eval_shape(lambda: CLIP(**sizes, rngs=nnx.Rngs(0)))
     values = {
-        name: jnp.asarray(random_tensor(name, value.shape))
+        name: jnp.asarray(sdg_tensor(name, value.shape))
         for name, value in named_parameters(clip).items()
     }
     return with_parameters(clip, values)
@@ -190,7 +180,7 @@ def test_every_adaptable_norm_listens_to_the_time_and_only_for_its_own_example(s
         (_, embedding), gradient = jax.value_and_grad(total, has_aux=True)(weight)
         return embedding, gradient
 
-    weight = random_tensor(name, shape)
+    weight = sdg_tensor(name, shape)
     first, gradient = run(noisy, weight, np.array([10.0, 500.0]))
     second, _ = run(noisy, weight, np.array([10.0, 20.0]))
     # One scale and one shift for each channel: all of them matter to the embedding.

@@ -6,7 +6,6 @@ f12281517f1b2f6255904639b027c9436f3e5008), in PyTorch in float32, with the weigh
 that are made anew here.
 """
 
-import zlib
 from pathlib import Path
 
 import jax
@@ -15,29 +14,27 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.golden_weights import (
+    published_weights,
+    random_tensor,
+    standard_normal,
+    with_golden_weights,
+)
 from vljax import pretrained
 from vljax.errors import UserError
 from vljax.models.parameters import variables
 from vljax.models.perceptual import LPIPS
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "lpips.npz"
 
 
-def published_weights(model):
-    """Every tensor from its own name, as the golden run made it."""
-    tensors = {}
-    for name, variable in variables(model).items():
-        shape = variable.get_value().shape
-        shape = pretrained.to_published(np.zeros(shape, bool), variable).shape
-        w = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
-        if name.startswith("lin"):
-            w = np.abs(w)
-        elif len(shape) == 1:
-            w = 0.1 * w
-        else:
-            w = w * np.float32((2 / np.prod(shape[1:])) ** 0.5)
-        tensors[name] = w.astype(np.float32)
-    return tensors
+def lpips_tensor(name, shape):
+    """The heads weigh differences, so none is negative."""
+    if name.startswith("lin"):
+        return np.abs(standard_normal(name, shape))
+    return random_tensor(name, shape, gain=2.0)
 
 
 def skeleton(network):
@@ -46,8 +43,7 @@ def skeleton(network):
 
 @pytest.fixture(scope="module")
 def alex():
-    model = skeleton("alex")
-    return pretrained.assign(model, published_weights(model), origin="golden weights")
+    return with_golden_weights(skeleton("alex"), tensor=lpips_tensor)
 
 
 def pairs():
@@ -61,8 +57,7 @@ def pairs():
 @pytest.mark.parametrize("network", ["vgg", "alex"])
 def test_distances_match_the_authors(network):
     golden = np.load(GOLDEN)
-    model = skeleton(network)
-    model = pretrained.assign(model, published_weights(model), origin="golden weights")
+    model = with_golden_weights(skeleton(network), tensor=lpips_tensor)
 
     @jax.jit
     def run(model, x, y):
@@ -86,9 +81,7 @@ def test_distance_is_symmetric_and_zero_for_equal_pictures(alex):
 
 
 def test_gradient_is_finite_where_all_features_are_zero(alex):
-    dead = pretrained.assign(
-        alex, {n: 0 * t for n, t in published_weights(alex).items()}, origin="zeros"
-    )
+    dead = jax.tree.map(jnp.zeros_like, alex)
     x, y = pairs()
     gradient = jax.jit(jax.grad(lambda x: dead(x, y).sum()))(jnp.asarray(x))
     np.testing.assert_array_equal(gradient, np.zeros_like(x))
@@ -96,7 +89,7 @@ def test_gradient_is_finite_where_all_features_are_zero(alex):
 
 def test_trunk_and_heads_come_from_two_published_files(alex, tmp_path):
     torch = pytest.importorskip("torch")
-    tensors = published_weights(alex)
+    tensors = published_weights(alex, tensor=lpips_tensor)
     trunk = {n: torch.from_numpy(t) for n, t in tensors.items() if n.startswith("features.")}
     trunk |= {"classifier.1.weight": torch.ones(2, 2), "classifier.1.bias": torch.ones(2)}
     heads = {n: torch.from_numpy(t) for n, t in tensors.items() if n.startswith("lin")}

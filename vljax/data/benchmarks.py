@@ -152,7 +152,7 @@ class ScenesBenchmark(Benchmark):
 
     has = ("pictures", "captions", "edits", "texts", "questions")
     captioned = True
-    oracle = oracle
+    oracle: ClassVar[ModuleType | None] = oracle
     classes = CLASSES
     vocabulary = VOCABULARY
     answers = ANSWERS

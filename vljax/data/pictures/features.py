@@ -101,7 +101,7 @@ def compute_features(
         for name, one in zip(some, maps, strict=False):
             try:
                 with files.replacing(made.path(name)) as partial, partial.open("wb") as file:
-                    np.savez(file, **{KEY: np.ascontiguousarray(one.transpose(2, 0, 1))})
+                    np.savez(file, x=np.ascontiguousarray(one.transpose(2, 0, 1)))
             except OSError as error:
                 raise UserError(
                     f"features cannot be kept in {made.folder} ({error.strerror}): make room, or "

@@ -109,9 +109,12 @@ def _changes(
             yield _replaced(scene, i, wished[i])
     else:
         (i,) = (i for i, one in enumerate(things) if {*said} <= {one.shape, one.colour})
-        attribute, values = ("shape", SHAPES) if kind == "shape" else ("colour", COLOURS)
-        for value in draws.sample(values, len(values)):
-            yield _replaced(scene, i, dataclasses.replace(things[i], **{attribute: value}))
+        if kind == "shape":
+            changed = [dataclasses.replace(things[i], shape=shape) for shape in SHAPES]
+        else:
+            changed = [dataclasses.replace(things[i], colour=colour) for colour in COLOURS]
+        for thing in draws.sample(changed, len(changed)):
+            yield _replaced(scene, i, thing)
 
 
 def _moved(scene: Scene, said: tuple[str, ...], draws: Draws) -> Iterator[Scene]:

@@ -212,7 +212,7 @@ def activity(scene: Scene) -> Explanation:
         return Explanation(name, tuple(f"because {reason}" for reason in reasons), (0,))
     between = relations(scene)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    i, j = max(pairs, key=lambda pair: _closeness(scene, *pair, between[pair]))
+    i, j = max(pairs, key=lambda pair: _closeness(scene, pair[0], pair[1], between[pair]))
     relation = "behind" if "behind" in between[i, j] else between[i, j][0]
     if relation not in _ACTIVE:
         i, j, relation = j, i, OPPOSITE[relation]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vljax.models.insertion_decoder import END, PAD, START, InsertionDecoder
+from vljax.marks import END, PAD, START
+from vljax.models.insertion_decoder import InsertionDecoder
 from vljax.models.insertion_search import beam_search, sample, search_order
 from vljax.ops.insertion import order_from_slots
 

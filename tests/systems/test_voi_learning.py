@@ -1,4 +1,4 @@
-"""Tables 3.2 and 3.3 on real captions: a known order is found again (25 minutes); on one core."""
+"""Tables 3.2 and 3.3: a known order is found again; on scenes in 4 minutes, captions take 25."""
 
 import os
 import subprocess
@@ -9,12 +9,28 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ROOT.parent / "shared" / "data" / "coco_captions"
-RECIPE = f"{ROOT / 'configs' / 'voi_order_recovery.py'}:{CAPTIONS}"
+RECIPE = str(ROOT / "configs" / "voi_order_recovery.py")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CAPTIONS.is_dir(), reason=f"{CAPTIONS} is not there"),
-]
+pytestmark = pytest.mark.slow
+needs_captions = pytest.mark.skipif(not CAPTIONS.is_dir(), reason=f"{CAPTIONS} is not there")
+FEW = ("--num_examples", "25", "--batch_size", "25", "--beams", "2", "--perturbed", "0")
+
+
+def distances(results):
+    """Normalised Levenshtein distances of the decoder's orders to fixed ones."""
+    return {row["method"]: row["normalised_levenshtein"] for row in results["tables"]["figure 3.6"]}
+
+
+def test_the_order_is_found_again_on_scenes(learn, tmp_path):
+    """0.196 with seed 0; by chance it would be 0.77, and the paper's cell is 0.25."""
+    results = learn(RECIPE, tmp_path / "run", evaluate_flags=FEW)
+    found = distances(results)
+    assert found["common"] < 0.1  # θ writes common-first: the order that φ has to find
+    assert found["random"] > 0.7
+    assert results["notes"]["permutation_network_to_common"] <= 0.3
+    ours = results["tables"]["table 3.2"][-1]
+    assert (ours["method"], ours["source"]) == ("gumbel_matching, xl, K = 4", "here")
+    assert ours["normalised_levenshtein"] == results["notes"]["permutation_network_to_common"]
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +53,26 @@ def recover(learn, tmp_path_factory):
             flags.append(
                 f"--config.pretrained.decoder={root / first / 'weights'}/decoder.safetensors"
             )
-        few = ("--num_examples", "25", "--batch_size", "25", "--beams", "2", "--perturbed", "0")
-        results = learn(RECIPE, workdir, train_flags=flags, evaluate_flags=few)
-        assert results["orders"]["random"]["normalised_levenshtein"] > 0.7
-        known[cell] = results["permutation_network_to_common"]
+        results = learn(f"{RECIPE}:{CAPTIONS}", workdir, train_flags=flags, evaluate_flags=FEW)
+        assert distances(results)["random"] > 0.7
+        known[cell] = results["notes"]["permutation_network_to_common"]
         print(f"{cell}: {known[cell]:.3f}")
         return known[cell]
 
     return run
 
 
+@needs_captions
 def test_the_order_is_found_again(recover):
     assert recover() <= 0.3
 
 
+@needs_captions
 def test_more_orders_are_better(recover):
     assert recover(k=4) < recover(k=2)
 
 
+@needs_captions
 def test_transformer_xl_positions_are_better_than_sinusoids(recover):
     assert recover(scheme="xl") < recover(scheme="sinusoid")
 

@@ -37,9 +37,11 @@ from vljax.data.text import Text, open_text
 from vljax.data.text.vqa import Questions, open_asked
 from vljax.errors import UserError
 
+# Captions as COCO's server judges them, which takes pycocoevalcap; before it what vljax brings.
+_CAPTION_METRICS = ("bleu", "rougeL", "coco_bleu", "meteor", "coco_rougeL", "cider")
 _TEXT_METRICS = {
-    "scenes": ("coco_bleu", "meteor", "coco_rougeL", "cider"),
-    "coco": ("coco_bleu", "meteor", "coco_rougeL", "cider"),
+    "scenes": _CAPTION_METRICS,
+    "coco": _CAPTION_METRICS,
     "django": ("bleu", "accuracy"),
     "gigaword": ("rouge1", "rouge2", "rougeL"),
     "wmt16": ("bleu_13a", "meteor", "ter"),

@@ -12,7 +12,7 @@ Every score is in percent and for the whole corpus, and is the field's own progr
 | `cider` | CIDEr-D (Vedantam et al. 2015) by `pycocoevalcap` |
 | `coco_bleu`, `coco_rougeL` | COCO's BLEU-4 and ROUGE-L (recall counts 1.44 times precision) |
 | `meteor` | METEOR 1.5 (Denkowski and Lavie 2014); `pycocoevalcap` runs it in Java |
-| `spice` | SPICE (Anderson et al. 2016); likewise |
+| `spice` | SPICE (Anderson et al. 2016); likewise; of PJ-X's table 2.2 |
 
 `sacrebleu`'s BLEU without smoothing and COCO's differ only where some order of n-grams never
 matches: the one is smoothed, the other next to 0.
@@ -200,7 +200,7 @@ def meteor(predictions: Sequence[str], references: References) -> float:
 
 
 def spice(predictions: Sequence[str], references: References) -> float:
-    """SPICE.
+    """SPICE, of PJ-X's table 2.2.
 
     Raises:
         MissingToolError: `pycocoevalcap`, Java, or the parser that SPICE needs is not installed,
@@ -264,3 +264,11 @@ METRICS: dict[str, Callable[[Sequence[str], References], float]] = {
     "spice": spice,
 }
 """Every metric of the module's table."""
+
+PROGRAMS = {
+    **dict.fromkeys(("bleu", "bleu_13a", "ter"), "sacrebleu"),
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL"), "rouge-score"),
+    "accuracy": "vljax",
+    **dict.fromkeys(("cider", "coco_bleu", "coco_rougeL", "meteor", "spice"), "pycocoevalcap"),
+}
+"""Whose program computes each metric; all but pycocoevalcap comes with vljax."""

@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vljax.marks import END
 from vljax.models.layers import LayerNorm, Linear, dropout
 from vljax.models.transformer import Context, KeysValues, Layer, Scheme, SourceEncoder
 from vljax.ops.insertion import in_order, movable, neighbours, relations
-
-PAD, START, END, UNKNOWN = range(4)
 
 
 class Scores(NamedTuple):

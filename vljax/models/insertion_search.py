@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vljax.marks import END, PAD, START
 from vljax.models import decoding
-from vljax.models.insertion_decoder import END, PAD, START, Cache, InsertionDecoder
+from vljax.models.insertion_decoder import Cache, InsertionDecoder
 from vljax.ops.insertion import insert, movable, order_from_slots, steps_of, successors
 
 

@@ -9,11 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vljax.data.text.vocabulary import (
-    END,
     MARKS,
-    PAD,
-    START,
-    UNKNOWN,
     Pieces,
     Words,
     learn_pieces,
@@ -21,6 +17,7 @@ from vljax.data.text.vocabulary import (
     open_vocabulary,
 )
 from vljax.errors import UserError
+from vljax.marks import END, PAD, START, UNKNOWN
 
 SENTENCES = ["the cat sat on the mat", "the dog sat", "a cat and a dog", "Ro-En: pădurea — ☃"] * 3
 

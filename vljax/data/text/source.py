@@ -46,8 +46,9 @@ from vljax.data.source import Transform, check_index, kept_for_training
 from vljax.data.text.captions import CocoCaptions, SceneCaptions, open_coco, open_scene_captions
 from vljax.data.text.corpus import Corpus, TfdsPairs, open_django
 from vljax.data.text.survey import learn, survey
-from vljax.data.text.vocabulary import END, MARKS, PAD, START, Vocabulary, open_vocabulary
+from vljax.data.text.vocabulary import MARKS, Vocabulary, open_vocabulary
 from vljax.errors import UserError
+from vljax.marks import END, PAD, START
 
 _EVAL_SPLITS = {
     "scenes": "val",

@@ -1,6 +1,6 @@
 """Vocabularies: what the ids of a text stand for, in whole words or in pieces of words.
 
-Entries 0 to 3 of every vocabulary are `PAD`, `START`, `END` and `UNKNOWN`. Texts in languages with
+Entries 0 to 3 of every vocabulary are those of `vljax.marks`. Texts in languages with
 endless words are written in pieces (byte-pair encoding), of which nothing is unknown. CLIP has
 tokens of its own: `vljax.data.text.tokenizers`.
 """
@@ -23,8 +23,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from vljax import files
 from vljax.data.text.captions import caption_words
 from vljax.errors import UserError
+from vljax.marks import END, PAD, START, UNKNOWN
 
-PAD, START, END, UNKNOWN = range(4)
 MARKS = ("<pad>", "<start>", "<end>", "<unk>")
 
 
@@ -56,10 +56,14 @@ class Vocabulary(abc.ABC):
         """The text of ids: up to the first `END`, without `PAD` and `START`."""
         return self._join(_content(ids))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the entries and frequencies as JSON, for `open_vocabulary`."""
+    def as_json(self) -> str:
+        """The entries and frequencies, as a file for `open_vocabulary` holds them."""
         told = {**self._entries(), "frequencies": self.frequencies.tolist()}
-        files.write(path, json.dumps(told, ensure_ascii=False))
+        return json.dumps(told, ensure_ascii=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `as_json` to a file."""
+        files.write(path, self.as_json())
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""The model of VOI, its orders, and the data it is made for."""
+"""The model of VOI, and the texts it is made for."""
 
 import functools
 import json
@@ -6,18 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Int, Key
 from ml_collections import ConfigDict
 
-from vljax.data.text import Text, open_text
+from vljax.data.benchmarks import open_benchmark
+from vljax.data.text import Text
 from vljax.models.insertion_decoder import InsertionDecoder
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.models.permutation_network import PermutationNetwork
-from vljax.ops.insertion import movable
-from vljax.ops.permutations import PlackettLuce
 from vljax.systems.voi.recipe import order_of
 
 
@@ -38,10 +34,10 @@ class VOI(nnx.Module):
 
 @functools.lru_cache(maxsize=8)
 def _open(data: str, held_out: bool) -> Text:
-    return open_text(ConfigDict(json.loads(data)), held_out=held_out)
+    return open_benchmark(ConfigDict(json.loads(data))).text(held_out=held_out)
 
 
-def open_source(config: ConfigDict, *, held_out: bool = False) -> Text:
+def texts(config: ConfigDict, *, held_out: bool = False) -> Text:
     """The training examples, or those to evaluate on; opened once."""
     return _open(json.dumps(config.data.to_dict(), sort_keys=True), held_out)
 
@@ -77,7 +73,7 @@ def make_model(config: ConfigDict) -> VOI:
     Raises:
         UserError: the data, whose vocabulary it needs, is not there, or a field cannot be.
     """
-    model = VOI(config, open_source(config), rngs=nnx.Rngs(config.seed))
+    model = VOI(config, texts(config), rngs=nnx.Rngs(config.seed))
     if model.permutation is None or not any(s.shared for s in config.stages.values()):
         return model
     names = named_parameters(model)
@@ -102,38 +98,3 @@ def tied(model: VOI) -> VOI:
         own = names[name]
         values[name] = values[other] = names[other] + (own - jax.lax.stop_gradient(own))
     return with_parameters(model, values)
-
-
-def fixed_orders(
-    order: str,
-    tokens: Int[Array, "b n"],
-    mask: Bool[Array, "b n"],
-    frequencies: Int[np.ndarray, " v"],
-    key: Key[Array, ""] | None = None,
-) -> Int[Array, "b n"]:
-    """Orders that are not learnt (thesis, section 3.5).
-
-    Args:
-        order: `"l2r"`, `"r2l"`, `"random"`, or `"common"` and `"rare"`: by falling and by rising
-            frequency of the words, equals from left to right.
-        tokens: Framed targets.
-        mask: Their valid entries.
-        frequencies: Of the words.
-        key: For `"random"`.
-    """
-    words, places = movable(mask), jnp.arange(tokens.shape[1])
-    match order:
-        case "l2r":
-            return jnp.broadcast_to(places, tokens.shape).astype(jnp.int32)
-        case "r2l":
-            scores = jnp.broadcast_to(places, tokens.shape)
-        case "random":
-            assert key is not None
-            return PlackettLuce(jnp.zeros(tokens.shape), words).sample(key)
-        case "common":
-            scores = jnp.asarray(frequencies, jnp.float32)[tokens]
-        case "rare":
-            scores = -jnp.asarray(frequencies, jnp.float32)[tokens]
-        case _:
-            raise ValueError(f"{order!r} is not fixed")
-    return PlackettLuce(scores.astype(jnp.float32), words).mode()

@@ -19,6 +19,7 @@ stages.NAME.permutation_rate  learning rate of φ over that of θ
 A recipe's stages run in the order of `STAGES`, after them those it does not know, by name.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,47 @@ def order_of(stage: ConfigDict) -> str:
     if stage.order not in ORDERS:
         raise UserError(f"order={stage.order!r}: choose one of {', '.join(ORDERS)}")
     return stage.order
+
+
+def learns_order(stage: ConfigDict) -> bool:
+    """Whether a stage trains the permutation network."""
+    return stage.order == "voi" and stage.trains != "decoder"
+
+
+def check_stage(config: ConfigDict, name: str) -> None:
+    """Refuse a stage that cannot be trained.
+
+    Raises:
+        UserError: one of its fields cannot be.
+    """
+    stage, field = config.stages[name], f"stages.{name}"
+    order_of(stage)
+    if stage.trains not in ("both", "permutation", "decoder"):
+        raise UserError(
+            f"{field}.trains={stage.trains!r}: choose 'both', 'permutation' or 'decoder'"
+        )
+    if stage.estimator not in ("reinforce", "ppo"):
+        raise UserError(f"{field}.estimator={stage.estimator!r}: choose 'reinforce' or 'ppo'")
+    entropy, alternate = (_pair(stage[pair]) for pair in ("entropy", "alternate"))
+    if entropy is None or min(entropy) < 0 or min(entropy) == 0 < max(entropy):
+        raise UserError(f"{field}.entropy={stage.entropy!r}: give two positive numbers, or (0, 0)")
+    if alternate is None or min(alternate) < 0 or any(turn != int(turn) for turn in alternate):
+        raise UserError(
+            f"{field}.alternate={stage.alternate!r}: give two numbers of steps, or (0, 0)"
+        )
+    if config.num_orders < 1:
+        raise UserError(f"num_orders={config.num_orders}: give 1 or more")
+    if learns_order(stage) and config.num_orders < 2:
+        raise UserError(
+            f"num_orders={config.num_orders}: the reward is compared with the mean of the orders "
+            "drawn, give 2 or more"
+        )
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    """Two finite numbers, or None."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return None
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in value):
+        return None
+    return value[0], value[1]

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.data.scenes.worlds import SOURCE, WORLDS
 from vljax.data.scenes import (
@@ -13,6 +15,7 @@ from vljax.data.scenes import (
     QUESTION_KINDS,
     SHAPES,
     STEPS,
+    VOCABULARY,
     WORDINGS,
     Background,
     Scene,
@@ -247,6 +250,19 @@ def test_what_is_no_sentence_is_not_understood(text):
     assert (told.understood, told.true) == (
         (True, True) if text == "a star and" else (False, False)
     )
+
+
+@given(st.lists(st.sampled_from([*VOCABULARY, ",", "."]), max_size=40).map(" ".join))
+@settings(max_examples=300, deadline=1000)
+def test_whatever_a_network_writes_is_read(text):
+    told = read(text, SCENE)
+    assert told.understood or not told.true
+    assert set(told.named) <= {0, 1, 2, 3}
+
+
+def test_lists_of_more_things_than_there_are_end_soon():
+    assert not is_true("there are " + ", ".join(["a object"] * 30), SCENE)
+    assert is_true("there are " + ", ".join(["a object"] * 4), SCENE)
 
 
 def test_a_wrong_word_makes_a_sentence_false(questions):

@@ -83,7 +83,7 @@ def read(text: str, scene: Scene) -> Reading:
             found.append(_check(scene, clause))
         else:
             listed.append(_things(scene, entry, "a"))
-            found.append(_Found(_all_different(listed), listed[-1][:1]))
+            found.append(_Found(_all_different(listed, scene), listed[-1][:1]))
     understood = bool(found) and None not in found
     known = [one for one in found if one is not None]
     return Reading(
@@ -138,9 +138,11 @@ def _things(scene: Scene, said: re.Match[str], prefix: str) -> list[int]:
     ]
 
 
-def _all_different(options: Sequence[Sequence[int]]) -> bool:
-    """Whether each can be another of its options."""
-    return any(len({*chosen}) == len(chosen) for chosen in itertools.product(*options))
+def _all_different(options: Sequence[Sequence[int]], scene: Scene) -> bool:
+    """Whether each can be another of its options; of more things than a scene has, no."""
+    return len(options) <= len(scene.objects) and any(
+        len({*chosen}) == len(chosen) for chosen in itertools.product(*options)
+    )
 
 
 def _claim(scene: Scene, said: re.Match[str], holds: Callable[[int], bool]) -> _Found:

@@ -1,25 +1,16 @@
-"""Convolution forward, and forward with both gradients, against torch and XLA's own, in one run."""
+"""Convolution with few pixels and many channels against XLA's own and torch's, in one run."""
 
 import jax
 import numpy as np
 import pytest
-import torch
 from jax import lax
 
 from vljax.ops.convolution import conv2d
 
 pytestmark = pytest.mark.benchmark
 
-# Batch, side, channels in, channels out: small training U-Nets, then Stable Diffusion's.
-SIZES = [
-    (32, 32, 32, 32),
-    (64, 32, 96, 32),
-    (32, 16, 128, 128),
-    (2, 64, 320, 320),
-    (2, 32, 640, 640),
-    (2, 16, 1280, 1280),
-    (2, 8, 1280, 1280),
-]
+# Batch, side, channels in, channels out: the deep end of Stable Diffusion's U-Net.
+SIZES = [(2, 16, 1280, 1280), (2, 8, 1280, 1280), (2, 8, 2560, 1280)]
 
 
 def xla(x, weight):
@@ -33,7 +24,8 @@ def ours(x, weight):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_gradient_is_no_slower_than_xlas(milliseconds, size):
+def test_with_both_gradients(milliseconds, size):
+    torch = pytest.importorskip("torch")
     batch, side, inputs, outputs = size
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (batch, side, side, inputs))
@@ -63,4 +55,5 @@ def test_gradient_is_no_slower_than_xlas(milliseconds, size):
         f"{mine:.1f} ms, XLA's own {plain:.1f} ms ({mine / plain:.2f}), "
         f"torch {peer:.1f} ms ({mine / peer:.2f})"
     )
-    assert mine <= 1.1 * plain
+    # Seen are 0.44 to 0.65.
+    assert mine <= 0.9 * plain

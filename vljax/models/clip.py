@@ -21,80 +21,39 @@ from jaxtyping import Array, Float, Int
 from vljax.models.clip_towers import Transformer, image_tower, prepare_images
 from vljax.models.layers import Embedding, LayerNorm, normal
 
-_TEXT_512 = {"text_width": 512, "text_layers": 12}
-_TEXT_768 = {"text_width": 768, "text_layers": 12}
 
-# Sizes of OpenAI's published models (tables 19 and 20 of the paper), as arguments of `CLIP`.
+def _sizes(
+    embed_dim: int,
+    image_size: int,
+    layers: int | tuple[int, ...],
+    width: int,
+    text_width: int,
+    patch_size: int | None = None,
+) -> dict[str, Any]:
+    return {
+        "embed_dim": embed_dim,
+        "image_size": image_size,
+        "vision_layers": layers,
+        "vision_width": width,
+        **({} if patch_size is None else {"patch_size": patch_size}),
+        "text_width": text_width,
+        "text_layers": 12,
+    }
+
+
+# Sizes of OpenAI's published models (tables 19 and 20 of the paper), as arguments of `CLIP`: length
+# of the embedding, side of the pictures, layers and width of the image tower, width of the text
+# tower, side of the patches.
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "RN50": {
-        "embed_dim": 1024,
-        "image_size": 224,
-        "vision_layers": (3, 4, 6, 3),
-        "vision_width": 64,
-        **_TEXT_512,
-    },
-    "RN101": {
-        "embed_dim": 512,
-        "image_size": 224,
-        "vision_layers": (3, 4, 23, 3),
-        "vision_width": 64,
-        **_TEXT_512,
-    },
-    "RN50x4": {
-        "embed_dim": 640,
-        "image_size": 288,
-        "vision_layers": (4, 6, 10, 6),
-        "vision_width": 80,
-        "text_width": 640,
-        "text_layers": 12,
-    },
-    "RN50x16": {
-        "embed_dim": 768,
-        "image_size": 384,
-        "vision_layers": (6, 8, 18, 8),
-        "vision_width": 96,
-        **_TEXT_768,
-    },
-    "RN50x64": {
-        "embed_dim": 1024,
-        "image_size": 448,
-        "vision_layers": (3, 15, 36, 10),
-        "vision_width": 128,
-        "text_width": 1024,
-        "text_layers": 12,
-    },
-    "ViT-B/32": {
-        "embed_dim": 512,
-        "image_size": 224,
-        "vision_layers": 12,
-        "vision_width": 768,
-        "patch_size": 32,
-        **_TEXT_512,
-    },
-    "ViT-B/16": {
-        "embed_dim": 512,
-        "image_size": 224,
-        "vision_layers": 12,
-        "vision_width": 768,
-        "patch_size": 16,
-        **_TEXT_512,
-    },
-    "ViT-L/14": {
-        "embed_dim": 768,
-        "image_size": 224,
-        "vision_layers": 24,
-        "vision_width": 1024,
-        "patch_size": 14,
-        **_TEXT_768,
-    },
-    "ViT-L/14@336px": {
-        "embed_dim": 768,
-        "image_size": 336,
-        "vision_layers": 24,
-        "vision_width": 1024,
-        "patch_size": 14,
-        **_TEXT_768,
-    },
+    "RN50": _sizes(1024, 224, (3, 4, 6, 3), 64, 512),
+    "RN101": _sizes(512, 224, (3, 4, 23, 3), 64, 512),
+    "RN50x4": _sizes(640, 288, (4, 6, 10, 6), 80, 640),
+    "RN50x16": _sizes(768, 384, (6, 8, 18, 8), 96, 768),
+    "RN50x64": _sizes(1024, 448, (3, 15, 36, 10), 128, 1024),
+    "ViT-B/32": _sizes(512, 224, 12, 768, 512, 32),
+    "ViT-B/16": _sizes(512, 224, 12, 768, 512, 16),
+    "ViT-L/14": _sizes(768, 224, 24, 1024, 768, 14),
+    "ViT-L/14@336px": _sizes(768, 336, 24, 1024, 768, 14),
 }
 
 Tensors = dict[str, np.ndarray]

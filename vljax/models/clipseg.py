@@ -186,13 +186,9 @@ class CLIPSeg(nnx.Module):
 
     Args:
         embed_dim: Length of the common embedding.
-        image_size: Side of the pictures that the positional embedding was made for; pictures of
-            other sides use it resampled.
         patch_size: Side of the image tower's patches.
         vision_layers: Blocks of the image tower.
         vision_width: Features of the image tower.
-        text_width: Features of the text tower.
-        text_layers: Blocks of the text tower.
         extract_layers: The blocks of the image tower, from 0 and in order, that the decoder reads.
         reduce_dim: Features of the decoder.
         decoder_heads: Attention heads of the decoder.
@@ -200,12 +196,9 @@ class CLIPSeg(nnx.Module):
         conditional_layer: The decoder layer, from 0, before which the text comes in.
         refined: Enlarge in two learned steps, as `clipseg-rd64-refined` does, not in one.
         input_size: Side at which `infer_shape` shows pictures to the model.
-        context_length: Most tokens of a text, start and end included.
-        vocabulary_size: Number of tokens. The end token is the last one.
-        head_channels: Features of an attention head of both towers.
-        activation: Of both towers, a key of `vljax.models.clip_towers.ACTIVATIONS`.
-        remat: Recompute the towers' activations in the backward pass, to save memory.
         dtype: Compute dtype; logits are float32 whatever it is.
+        towers: Further arguments of `CLIP`. Its `image_size` is the side of the pictures that the
+            positional embedding was made for; pictures of other sides use it resampled.
         rngs: Where the initial weights come from.
 
     Raises:
@@ -216,12 +209,9 @@ class CLIPSeg(nnx.Module):
         self,
         *,
         embed_dim: int,
-        image_size: int,
         patch_size: int,
         vision_layers: int,
         vision_width: int,
-        text_width: int,
-        text_layers: int,
         extract_layers: Sequence[int] = (3, 6, 9),
         reduce_dim: int = 64,
         decoder_heads: int = 4,
@@ -229,13 +219,9 @@ class CLIPSeg(nnx.Module):
         conditional_layer: int = 0,
         refined: bool = True,
         input_size: int = 352,
-        context_length: int = 77,
-        vocabulary_size: int = 49_408,
-        head_channels: int = 64,
-        activation: str = "quick_gelu",
-        remat: bool = False,
         dtype: str = "float32",
         rngs: nnx.Rngs,
+        **towers: Any,
     ) -> None:
         extract_layers = tuple(extract_layers)
         ordered = sorted(set(extract_layers))
@@ -272,19 +258,12 @@ class CLIPSeg(nnx.Module):
         self.input_size = input_size
         self.clip = CLIP(
             embed_dim=embed_dim,
-            image_size=image_size,
             vision_layers=vision_layers,
             vision_width=vision_width,
             patch_size=patch_size,
-            text_width=text_width,
-            text_layers=text_layers,
-            context_length=context_length,
-            vocabulary_size=vocabulary_size,
-            head_channels=head_channels,
-            activation=activation,
-            remat=remat,
             dtype=dtype,
             rngs=rngs,
+            **towers,
         )
         self.decoder = MaskDecoder(
             vision_width=vision_width,

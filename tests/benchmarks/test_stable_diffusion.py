@@ -18,14 +18,9 @@ from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.control import inside_outside
 from vljax.models.parameters import named_parameters
 from vljax.systems import shape_guided
-from vljax.systems.shape_guided.model import (
-    Settings,
-    Wish,
-    generate,
-    invert,
-    make_request,
-    make_tokenizer,
-)
+from vljax.systems.shape_guided.batch import Wish, make_batch
+from vljax.systems.shape_guided.method import generate, invert
+from vljax.systems.shape_guided.model import make_process, make_tokenizer
 
 pytestmark = pytest.mark.benchmark
 
@@ -116,19 +111,15 @@ def test_a_whole_edit_is_two_programs(dtype):
     tokenizer = make_tokenizer(shape_guided.get_config())
     image = np.zeros((1, 512, 512, 3), np.uint8)
     wish = Wish("a red circle", "a blue circle")
-    request = make_request(tokenizer, model.sd.tokens, image, np.ones((1, 512, 512), bool), [wish])
-    settings = Settings(config.samples.steps)
+    batch = make_batch(tokenizer, model.sd.tokens, image, np.ones((1, 512, 512), bool), [wish])
+    process = make_process(config, config.samples.steps)
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.sd)) / 2**30
     print(f"\nparameters: {weights:.2f} GiB")
     latents = jax.ShapeDtypeStruct((51, 1, 64, 64, 4), jnp.float32)
     with progress_bar("never run") as bar:
-        inversion = jax.jit(lambda model, request: invert(model, config, request, settings))
-        generation = jax.jit(
-            lambda model, *rest: generate(model, config, *rest, progress=bar), static_argnums=2
-        )
         programs = {
-            "inversion": inversion.lower(model, request),
-            "generation": generation.lower(model, request, settings, latents),
+            "inversion": invert.lower(model.sd, process, batch, bar),
+            "generation": generate.lower(model.sd, process, batch, latents, bar),
         }
     for name, program in programs.items():
         start = time.perf_counter()

@@ -62,13 +62,14 @@ def test_the_level_that_is_copied(copied, level):
 
 
 def test_guidance_is_conditional_plus_the_difference():
-    def network(x, t, context, /, *, control):
-        return x * context.mean((1, 2))[:, None, None, None]
+    def denoiser(x, t):
+        conditional, unconditional = jnp.split(x, 2)
+        np.testing.assert_array_equal(conditional, unconditional)
+        np.testing.assert_array_equal(t, [5, 7, 5, 7])
+        return jnp.concatenate([2.0 * conditional, 0.5 * unconditional])
 
-    x = noise(2, 4, 4, 3)
-    context, empty = jnp.full((2, 5, 3), 2.0), jnp.full((1, 5, 3), 0.5)
-    scale = jnp.asarray([0.0, 3.0])
-    y = guided(network, context, empty, scale)(x, jnp.zeros(2, int))
+    x, scale = noise(2, 4, 4, 3), jnp.asarray([0.0, 3.0])
+    y = guided(denoiser, scale)(x, jnp.asarray([5, 7]))
     expected = x * (2.0 + scale * (2.0 - 0.5))[:, None, None, None]
     np.testing.assert_allclose(y, expected, rtol=1e-6)
 
@@ -105,6 +106,7 @@ def test_the_weaker_sdedit_the_closer_to_the_picture(process):
 
 
 def test_blended_diffusion_follows_its_guidance_inside_only(process):
+    """Its score is of the clean picture that a step predicts: here how bright that is."""
     x0 = 0.2 * noise(2, 8, 8, 3)
     keys = jax.random.split(jax.random.key(3), 2)
 
@@ -112,14 +114,35 @@ def test_blended_diffusion_follows_its_guidance_inside_only(process):
     def run(scale):
         return blended_diffusion(
             process,
-            lambda x, t: x,
+            lambda x, t: 0.5 * x,
             x0,
             KEEP,
             keys,
-            guidance=lambda x, t: jnp.full_like(x, scale),
+            score=lambda guess: guess.sum((1, 2, 3)),
+            scale=scale,
         )
 
     dark, bright = run(-2.0), run(2.0)
     for picture in (dark, bright):
         np.testing.assert_array_equal(picture[:, :, 4:], x0[:, :, 4:])
     assert bright[:, :, :4].mean() > dark[:, :, :4].mean() + 0.5
+
+
+def test_blended_diffusion_scores_the_predicted_picture(process):
+    """The perfect denoiser predicts 0.7 whatever it sees: nothing to follow, and so it is drawn."""
+    seen = []
+    keys = jax.random.split(jax.random.key(3), 1)
+
+    def score(guess):
+        jax.debug.callback(lambda g: seen.append(np.asarray(g)), guess)
+        return jnp.square(guess).sum((1, 2, 3))
+
+    run = jax.jit(
+        lambda x0: blended_diffusion(
+            process, towards(0.7)(process), x0, KEEP, keys, score=score, scale=1e3
+        )
+    )
+    edited = run(noise(1, 8, 8, 3))
+    np.testing.assert_allclose(edited[:, :, :4], 0.7, atol=1e-3)
+    assert len(seen) == len(process.schedule)
+    np.testing.assert_allclose(np.stack(seen), 0.7, atol=1e-3)

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from vljax import evaluate, train
+from vljax.data.scenes import VOCABULARY
+from vljax.data.text.tokenizers import train_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,56 @@ def learn():
         return json.loads((workdir / "evaluation" / "results.json").read_text())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_stable_diffusion(tmp_path_factory):
+    """A folder as `diffusers` and `transformers` write it, and its networks: U-Net, VAE, text.
+
+    Its tokenizer has the words of scenes: 702 tokens, of which the last two start and end texts.
+    """
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("stable_diffusion")
+    tokenizer = train_tokenizer(VOCABULARY, 2000)
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(folder / "tokenizer" / "tokenizer.json")
+    torch.set_num_threads(1)  # so small networks gain nothing from more
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+    )
+    text_encoder = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            hidden_size=16,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            vocab_size=tokenizer.vocabulary_size,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            # Attention that matters: flat maps would hide a mask that does nothing.
+            parameter *= 3.0 if "to_" in name else 1.0
+            parameter += 0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0.0
+            # Small predictions, as a trained network's are for a picture of little contrast.
+            parameter *= 0.1 if "conv_out" in name else 1.0
+        vae.quant_conv.weight *= 30.0  # latents of about unit variance
+    networks = unet.eval(), vae.eval(), text_encoder.eval()
+    for name, part in zip(("unet", "vae", "text_encoder"), networks, strict=True):
+        part.save_pretrained(folder / name)
+    return folder, networks

@@ -1,44 +1,35 @@
-"""Shape-Guided Diffusion through its doors, on networks of random weights; and its stages."""
+"""Shape-Guided Diffusion in use, its stages and its table, on networks of random weights."""
 
-import argparse
 import json
-import re
 from pathlib import Path
 
 import chex
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from vljax import evaluate, generate, pretrained, train
+from vljax import generate, pretrained
 from vljax.data.pictures.shape_prompts import ShapePrompts
-from vljax.data.scenes import VOCABULARY
-from vljax.data.text.tokenizers import open_tokenizer, train_tokenizer
-from vljax.doors import open_run, parse_config
+from vljax.data.text.tokenizers import open_tokenizer
+from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.clip import CLIP, PUBLISHED
-from vljax.models.parameters import named_parameters, variables, with_parameters
-from vljax.systems import shape_guided
-from vljax.systems.shape_guided.evaluation import open_edits
-from vljax.systems.shape_guided.model import (
-    METHODS,
-    Settings,
-    Wish,
-    edit,
-    invert,
-    make_request,
-    make_tokenizer,
-    one_sided,
-)
+from vljax.models.parameters import named_parameters, with_parameters
+from vljax.systems.shape_guided import SYSTEM
+from vljax.systems.shape_guided.batch import Wish, make_batch, one_sided
+from vljax.systems.shape_guided.evaluation import Judging, judge, open_edits
+from vljax.systems.shape_guided.methods import METHODS, Settings
+from vljax.systems.shape_guided.model import make_model, make_tokenizer
+from vljax.systems.shape_guided.photographs import read_mask, to_working_size, working_size
 from vljax.systems.shape_guided.training import inpaint_start, stages
-from vljax.systems.shape_guided.use import find_clip, read_mask, to_working_size, working_size
+from vljax.systems.shape_guided.use import Request, find_clip
+from vljax.training import weights
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -54,42 +45,8 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A Stable Diffusion folder as `diffusers` and `transformers` write it, but small."""
-    folder = tmp_path_factory.mktemp("sd")
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(VOCABULARY, 2000)
-    (folder / "tokenizer").mkdir()
-    tokenizer.save(folder / "tokenizer" / "tokenizer.json")
-    parts = {
-        "unet": diffusers.UNet2DConditionModel(
-            block_out_channels=(8, 16),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=2,
-            norm_num_groups=8,
-        ),
-        "vae": diffusers.AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=8,
-        ),
-        "text_encoder": transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(
-                hidden_size=16,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                vocab_size=tokenizer.vocabulary_size,
-            )
-        ),
-    }
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-    return folder
+def folder(tiny_stable_diffusion):
+    return tiny_stable_diffusion[0]
 
 
 @pytest.fixture(scope="module")
@@ -98,21 +55,28 @@ def editing(folder):
     return (
         *("--config", f"{RECIPE}:{DATA / 'shape_prompts'}", "--config.compilation_cache="),
         *(f"--config.pretrained.sd={folder}", "--config.data.image_size=32"),
-        *("--steps", "leading2", "--config.model.unet.dtype=float32"),
+        "--config.model.unet.dtype=float32",
     )
 
 
+def load(*flags):
+    """Config and model as a door loads them."""
+    config, _ = parse_config(flags)
+    skeleton = jax.eval_shape(lambda: make_model(config))
+    return config, weights.load_model(skeleton, config, None)
+
+
 @pytest.fixture(scope="module")
-def opened(editing, tmp_path_factory):
+def opened(editing):
     """The model that these flags load."""
-    out = ("--out", str(tmp_path_factory.mktemp("out")))
-    return open_run((*editing, *out), "vljax.generate", None, "generated")
+    return load(*editing)
 
 
-def read_flags(*flags):
-    parser = argparse.ArgumentParser()
-    shape_guided.add_generate_flags(parser)
-    return parser.parse_args(flags)
+def edited(opened, **asked):
+    """The results of a request by name."""
+    config, model = opened
+    request = Request(**{"steps": "leading2", "source_prompt": "a circle", **asked})
+    return {result.name: result for result in SYSTEM.generate(model, config, request)}
 
 
 def photograph(path, size, mode="RGB", seed=0, **saving):
@@ -139,16 +103,6 @@ def read(path):
 
 def test_edits_compile_once(editing, opened, tmp_path, compilations):
     """Every kind of photograph and mask, prompt, seed, scale: two programs do."""
-
-    def run(name, photo, shape, *flags, source="a circle"):
-        files = ("--image", str(photo), "--mask", str(shape), "--source_prompt", source)
-        if name == "first":
-            assert generate.main((*editing, *files, *flags, "--out", str(tmp_path / name))) == 0
-        else:
-            args = read_flags(*files, *flags, "--steps", "leading2")
-            shape_guided.generate(opened.model, opened.config, args, tmp_path / name)
-        return read(tmp_path / name / "edited.png")
-
     exif = Image.Exif()
     exif[0x0112] = 6
     photos = {
@@ -160,109 +114,143 @@ def test_edits_compile_once(editing, opened, tmp_path, compilations):
         "huge": photograph(tmp_path / "huge.png", (900, 900)),
     }
     shape = mask(tmp_path / "mask.png", (48, 48))
-    first = run("first", photos["plain"], shape, "--edit_prompt", "a red circle")
+    # By the door, whose flags and files these are.
+    flags = (*("--image", str(photos["plain"])), *("--mask", str(shape), "--steps", "leading2"))
+    flags += ("--source_prompt", "a circle", "--edit_prompt", "a red circle")
+    assert generate.main((*editing, *flags, "--out", str(tmp_path / "out"))) == 0
     assert compilations() > 0
     photo, inside = read(photos["plain"]), read(shape) == 255
+    with Image.open(tmp_path / "out" / "edited.png") as file:
+        first, told = np.asarray(file), file.text
     assert first.shape == photo.shape
     np.testing.assert_array_equal(first[~inside], photo[~inside])
     assert (first[inside] != photo[inside]).any(-1).mean() > 0.9
-    sheet = Image.open(tmp_path / "first" / "sheet.png")
-    assert sheet.width > 3 * 64
-    assert sheet.text["keep"] == "outside"
+    assert told["keep"] == "outside"
+    assert told["method"] == "shape_guided"
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.width > 3 * 64
+        assert sheet.text == told
 
-    for name, photo in photos.items():
-        with Image.open(photo) as picture:
-            width, height = picture.size[:: -1 if name == "rotated" else 1]
-        other = mask(tmp_path / f"{name}_mask.png", (height, width), box=(0.0, 0.3, 0.6, 1.0))
-        flags = ("--edit_prompt", f"a {name} star", "--seed", "7", "--guidance_scale", "1.5")
-        edited = run(name, photo, other, *flags, source="a blue square")
-        assert edited.shape == (height, width, 3)
+    for name, picture in photos.items():
+        with Image.open(picture) as file:
+            width, height = file.size[:: -1 if name == "rotated" else 1]
+        results = edited(
+            opened,
+            image=str(picture),
+            mask=mask(tmp_path / f"{name}_mask.png", (height, width), box=(0.0, 0.3, 0.6, 1.0)),
+            source_prompt="a blue square",
+            edit_prompt=f"a {name} star",
+            seed=7,
+            guidance_scale=1.5,
+        )
+        assert results.keys() == {"edited.png", "sheet.png"}
+        assert results["edited.png"].value.shape == (height, width, 3)
     assert compilations() == 0, "another photograph, mask, prompt, seed or scale compiled something"
 
+    # A page gives pixels, not files.
+    asked = {"image": photo, "mask": read(shape)}
+    again = edited(opened, **asked, edit_prompt="a red circle")["edited.png"]
+    np.testing.assert_array_equal(again.value, first)
+    assert again.settings == told
     # The other side of the shape, and both, and a mask that is everything.
-    outside = run("outside", photos["plain"], shape, "--edit_background", "a dark background")
-    np.testing.assert_array_equal(outside[inside], read(photos["plain"])[inside])
-    both = ("--edit_prompt", "a star", "--edit_background", "a dark background")
-    run("both", photos["plain"], shape, *both)
-    with Image.open(tmp_path / "both" / "sheet.png") as sheet:
-        assert sheet.text["keep"] == "nothing"
-    full = mask(tmp_path / "full.png", (48, 48), box=(0, 0, 1, 1))
-    run("full", photos["plain"], full)
+    outside = edited(opened, **asked, edit_background="a dark background")["edited.png"].value
+    np.testing.assert_array_equal(outside[inside], photo[inside])
+    both = edited(opened, **asked, edit_prompt="a star", edit_background="a dark background")
+    assert both["sheet.png"].settings["keep"] == "nothing"
+    edited(opened, image=photo, mask=np.full_like(photo, 255))
     # The published code's scaling of tokens and mixing of noise.
-    run("code", photos["plain"], shape, "--token_scale", "2.5", "--noise_mixing", "0.3")
+    code = edited(opened, **asked, token_scale=2.5, noise_mixing=0.3)["edited.png"].value
+    assert (code[inside] != edited(opened, **asked)["edited.png"].value[inside]).any()
     # What lies beyond the shape is only kept while the shape guides.
-    half = run("half", photos["plain"], shape, "--shape_until", "0.5")
-    assert (half[~inside] != read(photos["plain"])[~inside]).any()
+    half = edited(opened, **asked, shape_until=0.5)["edited.png"].value
+    assert (half[~inside] != photo[~inside]).any()
     assert compilations() == 0
 
-    run("maps", photos["plain"], shape, "--edit_prompt", "a red star", "--attention_maps")
-    maps = Image.open(tmp_path / "maps" / "attention.png")
+    drawn = edited(opened, **asked, edit_prompt="a red star", attention_maps=True)
     # A row for each of a, red, star and background.
-    assert maps.height > 4 * 96
+    assert drawn["attention.png"].value.shape[0] > 4 * 96
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("asked", "words"),
     [
         (
-            ("--edit_prompt", "red " * 39),
+            {"edit_prompt": "red " * 39},
             "--edit_prompt 'red red.*has 39 tokens, but a side .* takes 38",
         ),
-        (("--source_background", "red " * 60), "--source_background .* has 60 tokens"),
-        (("--source_prompt", ""), "--source_prompt is missing"),
-        (("--image", "nothing.png"), "nothing.png cannot be read"),
-        (("--mask", ""), "the model cannot infer one: give --mask"),
-        (("--noise_mixing", "2"), "--noise_mixing=2.0"),
-        (("--shape_until", "-1"), "--shape_until=-1.0: give a share from 0 to 1"),
-        (("--method", "sdedit", "--shape_until", "0.5"), "--shape_until does nothing"),
-        (("--method", "inpaint"), "the model cannot inpaint"),
-        (("--method", "blended"), "needs CLIP's image tower.*give one with --clip=FOLDER"),
-        (("--method", "blended", "--clip", "nothing"), "no checkpoint at nothing"),
+        ({"source_background": "red " * 60}, "--source_background .* has 60 tokens"),
+        ({"source_prompt": ""}, "--source_prompt is missing"),
+        ({"image": None}, "--image is missing"),
+        ({"image": "nothing.png"}, "nothing.png cannot be read"),
+        ({"mask": ""}, "the model cannot infer one: give --mask"),
+        ({"noise_mixing": 2.0}, "--noise_mixing=2.0: give a number from 0 to 1"),
+        ({"shape_until": -1.0}, "--shape_until=-1.0: give a number from 0 to 1"),
+        ({"method": "sdedit", "shape_until": 0.5}, "--shape_until does nothing"),
+        ({"method": "inpaint"}, "the model cannot inpaint: give --config.pretrained.inpaint="),
+        ({"method": "blended"}, "needs CLIP's image tower.*give --clip=FOLDER"),
+        ({"method": "blended", "clip": "nothing"}, "no checkpoint at nothing"),
         (
-            ("--method", "sdedit", "--attention_maps"),
+            {"method": "sdedit", "attention_maps": True},
             "--attention_maps does nothing with --method sdedit: .* shape_guided or without_ioa",
         ),
-        (("--method", "sdedit", "--token_scale", "2"), "--token_scale does nothing"),
+        ({"method": "sdedit", "token_scale": 2.0}, "--token_scale does nothing"),
         (
-            ("--method", "without_ioa", "--edit_prompt", "a star", "--edit_background", "red"),
+            {"method": "without_ioa", "edit_prompt": "a star", "edit_background": "red"},
             "one side only: change one of them, or use --method shape_guided",
         ),
-        (("--attention_maps", "--edit_prompt", "", "--source_background", ""), "give some"),
-        (("--mask", "", "--invert_mask"), "turns a mask around: give one with --mask"),
-        (("--method", "prompt_to_prompt", "--reweight", "red"), "--reweight red: give a word and"),
-        (("--method", "prompt_to_prompt", "--reweight", "cat=2"), "'cat' is no word of"),
-        (("--seed", "3000000000"), "seed=3000000000 does not fit 32 bits"),
-        (("--steps", "many"), "'many' is not understood"),
+        ({"attention_maps": True, "edit_prompt": "", "source_background": ""}, "give some"),
+        ({"mask": None, "invert_mask": True}, "turns a mask around: give one with --mask"),
+        ({"method": "prompt_to_prompt", "reweight": ("red",)}, "--reweight red: give a word and"),
+        ({"method": "prompt_to_prompt", "reweight": ("cat=2",)}, "'cat' is no word of"),
+        ({"seed": 3_000_000_000}, "seed=3000000000 does not fit 32 bits"),
+        ({"steps": "many"}, "'many' is not understood"),
     ],
 )
-def test_mistakes_in_one_line(opened, tmp_path, flags, words):
-    photo = photograph(tmp_path / "photo.png", (32, 32))
-    shape = mask(tmp_path / "mask.png", (32, 32))
-    files = ("--image", str(photo), "--mask", str(shape), "--source_prompt", "a circle")
-    args = read_flags(*files, *flags)
+def test_mistakes_in_one_line(opened, asked, words):
+    files = {"image": np.zeros((32, 32, 3), np.uint8), "mask": np.full((32, 32), 255, np.uint8)}
     with pytest.raises(UserError, match=words) as error:
-        shape_guided.generate(opened.model, opened.config, args, tmp_path)
+        edited(opened, **{**files, **asked})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_refuses_what_it_would_not_heed(method):
+    """Of every field whose name is listed by a method, those that this one lists may be given."""
+    given = {
+        "guidance_scale": 2.0,
+        "token_scale": 2.0,
+        "self_schedule": "cosine",
+        "noise_mixing": 0.5,
+        "shape_until": 0.5,
+        "published_levels": True,
+        "attention_maps": True,
+        "reweight": ("red=2",),
+        "clip": "clip.pt",
+    }
+    assert given.keys() == frozenset().union(*(one.heeds for one in METHODS.values()))
+    METHODS[method].check(Request())
+    for name, value in given.items():
+        if name in METHODS[method].heeds:
+            METHODS[method].check(Request(**{name: value}))
+            continue
+        with pytest.raises(UserError, match=f"--{name} does nothing with --method {method}: "):
+            METHODS[method].check(Request(**{name: value}))
 
 
 @pytest.mark.parametrize("method", [pytest.param("without_ioa", marks=pytest.mark.slow), "sdedit"])
 def test_methods_of_one_prompt_edit_the_surroundings_too(opened, tmp_path, method):
     """As the inside of the inverted shape: the background's prompt draws, the object stays."""
-    photo = photograph(tmp_path / "photo.png", (32, 32))
-    shape = mask(tmp_path / "mask.png", (32, 32))
-
-    def edited(name, *flags):
-        files = ("--image", str(photo), "--mask", str(shape), "--method", method)
-        args = read_flags(*files, *flags, "--steps", "leading2")
-        shape_guided.generate(opened.model, opened.config, args, tmp_path / name)
-        return read(tmp_path / name / "edited.png")
-
-    around = edited("around", "--source_prompt", "a star", "--edit_background", "a dark square")
-    turned = ("--source_prompt", "background", "--edit_prompt", "a dark square", "--invert_mask")
-    np.testing.assert_array_equal(around, edited("turned", *turned))
-    inside = read(shape) == 255
-    np.testing.assert_array_equal(around[inside], read(photo)[inside])
-    assert (around[~inside] != read(photo)[~inside]).any(-1).mean() > 0.9
+    photo = read(photograph(tmp_path / "photo.png", (32, 32)))
+    asked = {"image": photo, "mask": read(mask(tmp_path / "mask.png", (32, 32))), "method": method}
+    around = edited(opened, **asked, source_prompt="a star", edit_background="a dark square")
+    turned = {"source_prompt": "background", "edit_prompt": "a dark square", "invert_mask": True}
+    around, turned = (
+        one["edited.png"].value for one in (around, edited(opened, **asked, **turned))
+    )
+    np.testing.assert_array_equal(around, turned)
+    inside = asked["mask"] == 255
+    np.testing.assert_array_equal(around[inside], photo[inside])
+    assert (around[~inside] != photo[~inside]).any(-1).mean() > 0.9
 
 
 def test_both_kinds_of_keep_turn_with_the_shape():
@@ -276,13 +264,14 @@ def test_both_kinds_of_keep_turn_with_the_shape():
 
 
 def test_words_weigh_more_in_prompt_to_prompt(opened):
-    tokenizer = make_tokenizer(opened.config)
+    config, model = opened
+    tokenizer = make_tokenizer(config)
     image, shape = np.zeros((2, 32, 32, 3), np.uint8), np.ones((2, 32, 32), bool)
     wishes = [Wish("a circle", "a red circle"), Wish("a star", "a red star")]
-    request = make_request(
-        tokenizer, opened.model.sd.tokens, image, shape, wishes, reweight={"red": 3.0}
+    made = make_batch(
+        tokenizer, model.sd.tokens, image, shape, wishes, sides=1, reweight={"red": 3.0}
     )
-    for scale, tokens in zip(request.mapping.scale, request.tokens.edit, strict=True):
+    for scale, tokens in zip(made.mapping.scale, made.edit[:, 0], strict=True):
         red = tokenizer(["red"], 77)[0, 1]
         np.testing.assert_array_equal(scale, np.where(tokens == red, 3, 1))
 
@@ -294,9 +283,9 @@ def test_a_published_clip_stands_beside_stable_diffusion(opened, tmp_path, monke
     monkeypatch.setitem(PUBLISHED, "ViT-L/14", sizes)
     clip = drawn(jax.eval_shape(lambda: CLIP(**sizes, rngs=nnx.Rngs(0))))
     pretrained.save(clip, tmp_path / "clip.safetensors")
-    found = find_clip(opened.model, str(tmp_path / "clip.safetensors"))
+    found = find_clip(opened[1], str(tmp_path / "clip.safetensors"))
     chex.assert_trees_all_equal(named_parameters(found), named_parameters(clip))
-    assert find_clip(opened.model, None) is None
+    assert find_clip(opened[1], None) is None
 
 
 def test_masks_as_people_make_them(tmp_path):
@@ -382,6 +371,7 @@ def test_a_folder_that_predicts_something_else_is_refused(folder, tmp_path):
 
 
 def test_an_inpainting_network_loads_where_it_fits(folder, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
     wide = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     said = {**wide.config, "in_channels": 9}
     diffusers.UNet2DConditionModel.from_config(said).save_pretrained(tmp_path / "pipe" / "unet")
@@ -393,9 +383,9 @@ def test_an_inpainting_network_loads_where_it_fits(folder, tmp_path):
 
     def opened_with(sd, inpaint=""):
         given = (f"--config.pretrained.sd={sd}", f"--config.pretrained.inpaint={inpaint}")
-        return open_run((*flags, *given, "--out", str(tmp_path)), "vljax.generate", None, "out")
+        return load(*flags, *given)[1]
 
-    model = opened_with(folder, tmp_path / "pipe" / "unet").model
+    model = opened_with(folder, tmp_path / "pipe" / "unet")
     assert model.inpaint.conv_in.weight.shape[2] == 9
     for given, words in (
         ((folder, tmp_path / "pipe"), r"a whole pipeline: give its U-Net, .*/pipe/unet(\n|$)"),
@@ -408,21 +398,27 @@ def test_an_inpainting_network_loads_where_it_fits(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("asked", "side", "words"),
     [
-        ((), "--segmenter is missing: shapes in photographs are judged"),
-        (("--methods", "inpaint"), "--methods inpaint needs --config.pretrained.inpaint=FOLDER"),
-        (("--methods", "blended"), "--methods blended needs --clip=FOLDER"),
-        (("--num_images", "0"), "--num_images=0: give 1 or more"),
-        (("--config.data.image_size=34",), "--config.data.image_size=34 does not divide by 4"),
+        ({}, 32, "--segmenter is missing: shapes in photographs are judged"),
+        (
+            {"methods": ("inpaint",)},
+            32,
+            "--methods inpaint needs --config.pretrained.inpaint=FOLDER/unet",
+        ),
+        ({"methods": ("blended",)}, 32, "--methods blended needs --clip=FOLDER"),
+        ({"num_images": 0}, 32, "--num_images=0: give 1 or more"),
+        ({}, 34, "--config.data.image_size=34 does not divide by 4"),
     ],
 )
-def test_evaluation_says_what_it_lacks(editing, tmp_path, flags, words):
+def test_evaluation_says_what_it_lacks(opened, asked, side, words):
     if not (DATA / "shape_prompts").is_dir():
         pytest.skip(f"{DATA / 'shape_prompts'} is not there: it holds a photograph of ShapePrompts")
-    flags = (*editing, "--config.data.annotations=one_image.json", *flags)
+    config, model = opened
+    config = config.copy_and_resolve_references()
+    config.data.update({"annotations": "one_image.json", "image_size": side})
     with pytest.raises(UserError, match=words):
-        evaluate.main((*flags, "--out", str(tmp_path)))
+        judge(model, config, Judging(**asked))
 
 
 def test_shape_prompts_become_edits_of_one_size():
@@ -453,7 +449,7 @@ def test_a_share_is_from_0_to_1(name):
 @pytest.mark.slow
 def test_the_published_recipe_describes_stable_diffusion():
     config, _ = parse_config(("--config", f"{RECIPE}:DIR"))
-    model = jax.eval_shape(lambda: shape_guided.make_model(config))
+    model = jax.eval_shape(lambda: make_model(config))
     sizes = {
         name: sum(p.size for p in named_parameters(part).values())
         for name, part in (
@@ -469,7 +465,7 @@ def test_the_published_recipe_describes_stable_diffusion():
 def tiny():
     """A model with every part."""
     config, _ = parse_config(TINY)
-    return config, drawn(jax.eval_shape(lambda: shape_guided.make_model(config)))
+    return config, drawn(jax.eval_shape(lambda: make_model(config)))
 
 
 def drawn(skeleton):
@@ -484,31 +480,6 @@ def drawn(skeleton):
 
     weights = {name: draw(name, v.shape) for name, v in named_parameters(skeleton).items()}
     return with_parameters(skeleton, weights)
-
-
-def test_every_stage_has_a_loss_of_its_batches(tiny):
-    config, model = tiny
-    names = []
-    for stage in stages(config):
-        example = stage.transform(stage.source[0], np.random.default_rng(0))
-        batch = {name: np.stack([value] * 2) for name, value in example.items()}
-        loss, metrics = jax.eval_shape(stage.loss, model, batch, jax.random.key(0))
-        assert loss.shape == ()
-        assert all(value.shape == () for value in metrics.values())
-        assert any(re.match(pattern, n) for n in variables(model) for pattern, _ in stage.train)
-        names.append(stage.name)
-    assert names == ["clip", "autoencoder", "diffusion", "inpaint", "segmenter"]
-
-
-@pytest.mark.slow
-def test_every_stage_trains(tmp_path):
-    flags = [f"--config.stages.{name}.num_steps=2" for name in shape_guided.get_config().stages]
-    flags += [
-        f"--config.stages.{name}.optimizer.warmup_steps=1"
-        for name in shape_guided.get_config().stages
-    ]
-    assert train.main((*TINY, *flags, "--workdir", str(tmp_path))) == 0
-    assert len(list((tmp_path / "weights").iterdir())) == 5
 
 
 def test_inpainting_begins_as_the_trained_network(tiny):
@@ -550,24 +521,21 @@ def test_inpainting_learns_one_object_and_its_name():
     assert 0.3 < np.mean(dropped) < 0.7
 
 
-def judged(tiny, folder, *flags):
-    """The rows made here, and all results, by the door, of a run that holds the tiny model."""
+def judged(tiny, **asked):
+    """The rows made here, and the report, of three edits by the tiny model."""
     config, model = tiny
-    pretrained.save(model, folder / "weights" / "diffusion.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    flags = (*flags, "--num_images", "3", "--batch_size", "2", "--steps", "leading2")
-    assert evaluate.main(("--workdir", str(folder), *flags)) == 0
-    results = json.loads((folder / "evaluation" / "results.json").read_text())
-    rows = results["table 5.2"]
-    assert results["edits"] == 3
-    assert (folder / "evaluation" / "edits.png").exists()
+    asked = {"num_images": 3, "batch_size": 2, "steps": "leading2", **asked}
+    report = judge(model, config, Judging(**asked))
+    assert report.notes["edits"] == 3
+    assert report.figures["edits"].ndim == 3
+    rows = report.tables()["table 5.2"]
     here = [row for row in rows if row["source"] == "here"]
     assert len(rows) - len(here) == 11
-    return here, results
+    return here, report
 
 
-def test_evaluate_makes_rows_of_the_table(tiny, tmp_path):
-    (real, copied, free), _ = judged(tiny, tmp_path, "--methods", "sdedit")
+def test_judging_makes_rows_of_the_table(tiny):
+    (real, copied, free), report = judged(tiny, methods=("sdedit",))
     assert [row["method"] for row in (real, copied, free)] == [
         "Real images",
         "SDEdit + Shape",
@@ -579,20 +547,20 @@ def test_evaluate_makes_rows_of_the_table(tiny, tmp_path):
     assert "background PSNR" not in real
     assert copied["mIoU"] < 50
     assert {"KW-mIoU", "mIoU", "FID", "CLIP", "background PSNR"} < copied.keys()
-    table = (tmp_path / "evaluation" / "results.md").read_text()
-    assert "| here | given | SDEdit + Shape |" in table
-    assert "| paper, table 5.2 | given | Ours | 53.3 |" in table
+    table = report.as_markdown()
+    assert "| SDEdit + Shape | here | given |" in table
+    assert "| Ours | paper, table 5.2 | given | 53.3 |" in table
     assert "Attention adds" not in table
 
 
 @pytest.mark.slow
-def test_evaluate_makes_the_whole_table(tiny, tmp_path):
+def test_judging_makes_the_whole_table(tiny):
     """Every method, with given and inferred shapes; minutes of compilation."""
-    rows, results = judged(tiny, tmp_path)
+    rows, report = judged(tiny)
     assert len(rows) == 17
-    assert results["not made"] == {}
-    assert results["reconstruction PSNR"].keys() == {"Ours", "Ours (w/o IOA)"}
-    gains = results["what Inside-Outside Attention adds"]
+    assert "not made" not in report.notes
+    assert report.notes["reconstruction PSNR"].keys() == {"Ours", "Ours (w/o IOA)"}
+    gains = report.tables()["what Inside-Outside Attention adds"]
     assert [(gain["shape"], gain["setting"], gain["column"]) for gain in gains] == [
         (shape, setting, column)
         for shape, setting in (
@@ -610,25 +578,26 @@ def test_evaluate_makes_the_whole_table(tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", [False, True])
-def test_rows_of_a_table_may_share_an_inversion(tiny, attention):
+@pytest.mark.parametrize("name", ["without_ioa", "shape_guided"])
+def test_rows_of_a_table_may_share_an_inversion(tiny, name):
     """It does not see what is to change; nor, without attention to it, the shape."""
     config, model = tiny
-    tokenizer = make_tokenizer(config)
+    tokenizer, method = make_tokenizer(config), METHODS[name]
     side = config.data.image_size
     image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     left = np.zeros((1, side, side), bool)
     left[:, :, : side // 2] = True
 
-    def inverted(shape, edited, **how):
-        wish = Wish("a red circle", edited)
-        request = make_request(tokenizer, model.sd.tokens, image, shape, [wish], **how)
-        return invert(model, config, request, Settings("leading2"), attention=attention)
+    def inverted(shape, wanted, **how):
+        wish = Wish("a red circle", wanted)
+        how = {"sides": method.sides, **how}
+        made = make_batch(tokenizer, model.sd.tokens, image, shape, [wish], **how)
+        return method.invert(model, config, made, Settings("leading2"))
 
     one = inverted(left, "a red circle", keep="nothing", guidance_scale=0.0)
     np.testing.assert_array_equal(one, inverted(left, "a blue star"))
     other = inverted(~left, "a red circle")
-    assert (np.abs(one - other).max() > 1e-3) == attention
+    assert (np.abs(one - other).max() > 1e-3) == (method.sides == 2)
 
 
 @pytest.mark.slow
@@ -644,7 +613,7 @@ def test_a_photograph_at_the_published_architecture():
     example = source[0]
     config, _ = parse_config(("--config", f"{RECIPE}:{prompts}"))
     config.model.unet.dtype = "float32"
-    model = drawn(jax.eval_shape(lambda: shape_guided.make_model(config)))
+    model = drawn(jax.eval_shape(lambda: make_model(config)))
     tokenizer = open_tokenizer(next(merges.glob("bpe*")))
     size = working_size(*example["image"].shape[:2], 512, model.sd.multiple)
     image, shape = to_working_size(example["image"], example["edit_mask"], size)
@@ -652,8 +621,9 @@ def test_a_photograph_at_the_published_architecture():
     made = []
     for prompt in (example["edit_prompt"], "a stone"):
         wish = Wish(example["source_prompt"], prompt)
-        request = make_request(tokenizer, 77, image[None], shape[None], [wish])
-        made.append(edit(model, config, METHODS[0], request, Settings(steps="leading2"))[0])
+        asked = make_batch(tokenizer, 77, image[None], shape[None], [wish])
+        method = METHODS["shape_guided"]
+        made.append(method.edit(model, config, asked, Settings(steps="leading2")).pictures[0])
     assert made[0].shape == (*size, 3)
     # Another prompt is another picture; outside too, since the autoencoder's norms see all of it.
     assert (made[0] != made[1]).any(-1).mean() > 0.5

@@ -16,8 +16,10 @@ def results(learn, tmp_path_factory):
     """The rows made here by shape and method, and how well pictures are found again."""
     workdir = tmp_path_factory.mktemp("shape_guided")
     results = learn(CONFIG, workdir, evaluate_flags=("--num_images", "96"))
-    rows = [row for row in results["table 5.2"] if row["source"] == "here"]
-    return {(row["shape"], row["method"]): row for row in rows}, results["reconstruction PSNR"]
+    rows = [row for row in results["tables"]["table 5.2"] if row["source"] == "here"]
+    return {(row["shape"], row["method"]): row for row in rows}, results["notes"][
+        "reconstruction PSNR"
+    ]
 
 
 @pytest.mark.parametrize(

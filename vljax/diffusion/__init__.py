@@ -1,7 +1,6 @@
 """Diffusion as functions of a denoiser: schedules, the process, losses, likelihood, samplers.
 
 Read `schedules`, `process`, then what you need: `losses` and `timesteps` train, `likelihood`
-judges, `samplers` generate and invert, `guidance` pulls them to what scores ask for, `editing`,
-`prompt_to_prompt` and `shape_guided` change a given picture, `progress` shows where a running
-sampler is.
+judges, `samplers` generate and invert, `guidance` pulls them to what scores ask for, `editing`
+changes a given picture, `progress` shows where a running sampler is.
 """

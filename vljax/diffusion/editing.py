@@ -1,8 +1,8 @@
 """Editing a part of a picture: what every method shares, and the ones that need no attention maps.
 
 SDEdit (Meng et al. 2022) noises a picture part of the way and denoises it again under another
-prompt. Blended Diffusion (Avrahami et al. 2022) guides a pixel model inside a mask and puts the
-picture's own, noised, back outside it after every step.
+prompt. Blended Diffusion (Avrahami et al. 2022) guides a model without text inside a mask and puts
+the picture's own, noised, back outside it after every step. All are functions of a denoiser.
 
 Putting the picture back outside the mask ("copy background") is `keep_from` for all of them: it
 reads a trajectory indexed by noise level as in `vljax.diffusion.samplers`, from an inversion or
@@ -17,54 +17,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from vljax.diffusion.noise import step_noise
-from vljax.diffusion.process import Denoiser, Guidance, Process, q_sample
+from vljax.diffusion.process import Denoiser, Process, p_mean_variance, q_sample
 from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import AfterStep, ddim, ddpm
 from vljax.diffusion.schedules import Schedule
-from vljax.models.control import Control, Network, plain
 
 
-def always_plain(t: Int[Array, " b"]) -> Control:
-    """The attention control that changes nothing, at every time."""
-    return plain
-
-
-def guided(
-    network: Network,
-    context: Float[Array, "b n d"],
-    empty: Float[Array, "#b n d"],
-    scale: Float[Array, "*b"] | float,
-    control_at: Callable[[Int[Array, " b"]], Control] = always_plain,
-) -> Denoiser:
+def guided(denoiser: Denoiser, scale: Float[Array, "*b"] | float) -> Denoiser:
     """Classifier-free guidance: cond + w·(cond − uncond), both in one call of the network.
 
     Args:
-        network: The network.
-        context: The embedded prompts.
-        empty: The embedded empty prompt.
+        denoiser: Sees each batch twice over: the first half it conditions on the texts, the second
+            on none.
         scale: w; one number, or one for each example.
-        control_at: From the times of a step, who does the attention. It sees the conditional
-            batch, then the unconditional one.
     """
-    both = jnp.concatenate([context, jnp.broadcast_to(empty, context.shape)])
 
-    def denoiser(x: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Float[Array, "b h w c"]:
-        twice = jnp.concatenate([x, x]), jnp.concatenate([t, t])
-        prediction = network(*twice, both, control=control_at(t)).astype(jnp.float32)
-        conditional, unconditional = jnp.split(prediction, 2)
+    def guided_denoiser(x: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Array:
+        both = denoiser(jnp.concatenate([x, x]), jnp.concatenate([t, t])).astype(jnp.float32)
+        conditional, unconditional = jnp.split(both, 2)
         weight = jnp.reshape(jnp.asarray(scale, jnp.float32), (-1, 1, 1, 1))
         return conditional + weight * (conditional - unconditional)
 
-    return denoiser
+    return guided_denoiser
+
+
+def step_at(schedule: Schedule, t: Int[Array, "*b"]) -> Int[Array, "*b"]:
+    """The steps of a schedule at its times `t`, which are what a denoiser is told."""
+    return jnp.searchsorted(jnp.asarray(schedule.timesteps), t)
 
 
 def steps_done(schedule: Schedule, t: Int[Array, " b"]) -> Int[Array, ""]:
     """How many steps of a generation lie behind the time `t`, the same for the whole batch."""
-    return len(schedule) - 1 - jnp.searchsorted(jnp.asarray(schedule.timesteps), t[0])
+    return len(schedule) - 1 - step_at(schedule, t[0])
 
 
 def noised_trajectory(
@@ -133,7 +122,8 @@ def blended_diffusion(
     keep: Float[Array, "#b h w"],
     keys: Key[Array, " b"],
     *,
-    guidance: Guidance,
+    score: Callable[[Float[Array, "b h w c"]], Float[Array, " b"]],
+    scale: float,
     clip: bool = True,
     progress: Progress | None = None,
 ) -> Float[Array, "b h w c"]:
@@ -141,11 +131,13 @@ def blended_diffusion(
 
     Args:
         process: Its schedule ends where the edit starts, as in `sdedit`.
-        denoiser: A pixel model without text.
-        x0: Pictures in [-1, 1].
+        denoiser: A model without text.
+        x0: Pictures in [-1, 1], or latents.
         keep: 1 where the picture stays.
         keys: One per example.
-        guidance: Gradient of how well a picture fits the text, such as CLIP's score.
+        score: How well the clean pictures that a step predicts fit their texts, such as CLIP's
+            cosines.
+        scale: Factor on the score's gradient.
         clip: As in `ddpm`.
         progress: Where to report steps.
     """
@@ -160,6 +152,12 @@ def blended_diffusion(
     def after_step(step: Int[Array, ""], x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         reached = jnp.where(step > 0, at_level(jnp.maximum(step - 1, 0)), x0)
         return jnp.where(where, reached, x)
+
+    def guidance(x: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+        def agreement(x: Float[Array, "b h w c"]) -> Float[Array, ""]:
+            return score(p_mean_variance(process, denoiser, x, step_at(schedule, t)).x0).sum()
+
+        return scale * jax.grad(agreement)(x)
 
     start = at_level(jnp.asarray(last))
     return ddpm(

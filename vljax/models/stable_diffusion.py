@@ -8,7 +8,7 @@ named as the subfolders of a `diffusers` pipeline, which loads as it is:
     sd = pretrained.load(sd, folder)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -84,6 +84,24 @@ class StableDiffusion(nnx.Module):
         return self.text_encoder.hidden_states(tokens).astype(jnp.float32)
 
 
+def with_and_without(
+    network: Network,
+    context: Float[Array, "b n d"],
+    empty: Float[Array, "#b n d"],
+    control_at: Callable[[Int[Array, " 2*b"]], Control] = lambda t: plain,
+) -> Callable[[Float[Array, "2*b h w c"], Int[Array, " 2*b"]], Float[Array, "2*b h w c"]]:
+    """The denoiser that classifier-free guidance asks: under texts, then under none.
+
+    Args:
+        network: The network.
+        context: The embedded texts.
+        empty: The embedded empty text.
+        control_at: From the times of a step, who does the attention of both halves of the batch.
+    """
+    both = jnp.concatenate([context, jnp.broadcast_to(empty, context.shape)])
+    return lambda x, t: network(x, t, both, control=control_at(t))
+
+
 def inpainting_network(
     sd: StableDiffusion,
     unet: Network,
@@ -103,8 +121,8 @@ def inpainting_network(
         mask: 1 where it is to draw, 0 elsewhere.
 
     Returns:
-        The network, also for batches of several times as many
-        rows, such as the two halves of classifier-free guidance.
+        The network, also for batches of several times as many rows, such as the two halves of
+        classifier-free guidance.
     """
     masked = sd.encode(jnp.where(mask[..., None] == 1, 0.0, images))
     small = resize_nearest(mask, (masked.shape[1], masked.shape[2]), rule="corner")

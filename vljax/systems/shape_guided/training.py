@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
-from vljax.data.datasets import open_source
+from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import image_grid
 from vljax.data.pictures.shape_prompts import named_object
-from vljax.data.text.tokenizers import Tokenizer
+from vljax.data.text.tokenizers import captioned, with_dropped_text
 from vljax.diffusion import latent
 from vljax.diffusion.editing import guided
 from vljax.diffusion.losses import denoising_loss
@@ -24,7 +24,7 @@ from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clipseg import segmentation_loss
 from vljax.models.control import drop_keys
-from vljax.models.stable_diffusion import inpainting_network, widened
+from vljax.models.stable_diffusion import inpainting_network, widened, with_and_without
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss
 from vljax.systems.shape_guided.model import ShapeGuided, make_process, make_tokenizer
@@ -43,7 +43,8 @@ def stages(config: ConfigDict) -> list[Stage]:
     """
     if config.pretrained.sd:
         return []
-    if config.data.name != "scenes":
+    benchmark = open_benchmark(config.data)
+    if not benchmark.captioned:
         raise UserError(
             f"data.name={config.data.name!r}: Shape-Guided Diffusion is not trained on "
             "photographs, give published weights with --config.pretrained.sd=FOLDER"
@@ -53,8 +54,12 @@ def stages(config: ConfigDict) -> list[Stage]:
             raise UserError(f"--config.diffusion.{name}={share} is no share: give 0 to 1")
     tokenizer = make_tokenizer(config)
     length = config.model.text_encoder.context_length
-    pictures = open_source(config.data, fields=("image", "caption"))
-    masked = open_source(config.data, fields=("image", "masks", "class_ids"))
+    pictures = benchmark.pictures(("image", "caption"))
+    masked = benchmark.pictures(("image", "masks", "class_ids"))
+    words = captioned(tokenizer, length)
+    dropped = functools.partial(
+        with_dropped_text, tokenizer=tokenizer, share=config.diffusion.caption_dropout
+    )
 
     def stage(name: str, loss: Callable, part: str, source: Any, transform: Callable) -> Stage:
         start = inpaint_start if name == "inpaint" else None
@@ -70,15 +75,10 @@ def stages(config: ConfigDict) -> list[Stage]:
             start=start,
         )
 
-    captioned = _captioned(tokenizer, length)
-
-    def dropped(transform: Transform) -> Transform:
-        return _dropped(transform, tokenizer([""], length)[0], config.diffusion.caption_dropout)
-
     listed = [
-        stage("clip", clip_loss, r"sd\.text_encoder\.", pictures, captioned),
-        stage("autoencoder", autoencoder_loss(config), r"sd\.vae\.", pictures, captioned),
-        stage("diffusion", diffusion_loss(config), r"sd\.unet\.", pictures, dropped(captioned)),
+        stage("clip", clip_loss, r"sd\.text_encoder\.", pictures, words),
+        stage("autoencoder", autoencoder_loss(config), r"sd\.vae\.", pictures, words),
+        stage("diffusion", diffusion_loss(config), r"sd\.unet\.", pictures, dropped(words)),
     ]
     if config.model.inpaint:
         loss = diffusion_loss(config, inpaint=True)
@@ -86,32 +86,8 @@ def stages(config: ConfigDict) -> list[Stage]:
         listed.append(stage("inpaint", loss, r"inpaint\.", masked, hole))
     if config.model.segmenter:
         named = named_object(tokenizer, config.model.segmenter.context_length)
-        listed.append(
-            stage("segmenter", segmenter_loss, r"segmenter\.", masked, named),
-        )
+        listed.append(stage("segmenter", segmenter_loss, r"segmenter\.", masked, named))
     return listed
-
-
-Transform = Callable[[dict, np.random.Generator], dict]
-
-
-def _captioned(tokenizer: Tokenizer, length: int) -> Transform:
-    """Picture and caption."""
-
-    def transform(example: dict, generator: np.random.Generator) -> dict:
-        return {"image": example["image"], "tokens": tokenizer([example["caption"]], length)[0]}
-
-    return transform
-
-
-def _dropped(transform: Transform, empty: Int[np.ndarray, " n"], share: float) -> Transform:
-    """What `transform` gives, in so large a share of examples with the empty text."""
-
-    def dropping(example: dict, generator: np.random.Generator) -> dict:
-        batch = transform(example, generator)
-        return {**batch, "tokens": empty} if generator.random() < share else batch
-
-    return dropping
 
 
 def clip_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
@@ -183,7 +159,7 @@ def segmenter_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
 
 def reconstructions(config: ConfigDict) -> Callable[[ShapeGuided], dict[str, np.ndarray]]:
     """Draws pictures above what the autoencoder makes of them."""
-    source = open_source(config.data, fields=("image",), held_out=True)
+    source = open_benchmark(config.data).pictures(held_out=True)
     images = np.stack([source[i]["image"] for i in range(8)])
 
     @jax.jit
@@ -213,7 +189,8 @@ def drawings(config: ConfigDict) -> Callable[[ShapeGuided], dict[str, np.ndarray
             example_keys(jax.random.key(config.seed), len(texts)), (side, side, channels)
         )
         context, nothing = model.sd.embed(jnp.asarray(tokens)), model.sd.embed(jnp.asarray(empty))
-        denoiser = guided(model.sd.unet, context, nothing, config.samples.guidance_scale)
+        network = with_and_without(model.sd.unet, context, nothing)
+        denoiser = guided(network, config.samples.guidance_scale)
         return to_pixels(model.sd.decode(ddim(process, denoiser, noise, clip=False)))
 
     return lambda model: {"captions": image_grid(gather(draw(model)), columns=len(_SHOWN))}

@@ -1,9 +1,8 @@
-"""`python -m vljax.generate` for Shape-Guided Diffusion: edit a photograph by a mask and words."""
+"""What a person asks of Shape-Guided Diffusion: edit a photograph by a mask and words."""
 
-import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard, get_args
 
 import jax
 import numpy as np
@@ -11,221 +10,171 @@ from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vljax import pretrained
-from vljax.data.pictures.images import contact_sheet, read_image, write_png
+from vljax.data.pictures.images import contact_sheet, read_image
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
-from vljax.diffusion.progress import progress_bar
-from vljax.diffusion.shape_guided import token_split
 from vljax.errors import UserError
 from vljax.metrics.shape import Segmenter
 from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.clipseg import CLIPSeg, infer_shape
 from vljax.models.folders import clipseg_arguments
 from vljax.ops.inside_outside import Schedule as StrengthSchedule
-from vljax.systems.shape_guided.model import (
-    METHODS,
-    OURS,
-    Keep,
-    Settings,
-    ShapeGuided,
-    Wish,
-    attention_maps,
-    default_scale,
-    edit,
-    invert,
-    make_process,
-    make_request,
-    make_tokenizer,
-    one_sided,
-)
-from vljax.systems.shape_guided.model import (
-    generate as generate_pictures,
+from vljax.request import File, Picture, check, option
+from vljax.systems import Result
+from vljax.systems.shape_guided.batch import Batch, Keep, Wish, make_batch, token_split
+from vljax.systems.shape_guided.methods import METHODS, Settings
+from vljax.systems.shape_guided.model import ShapeGuided, make_tokenizer
+from vljax.systems.shape_guided.photographs import (
+    covers_a_latent,
+    read_mask,
+    to_photo_size,
+    to_working_size,
+    working_size,
 )
 
 # Whose text tower Stable Diffusion 1 reads.
 _CLIP = "ViT-L/14"
 
-# Flags that not every method heeds: their default, and the methods that do.
-_ONLY_FOR: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "guidance_scale": (None, tuple(method for method in METHODS if method != "blended")),
-    "token_scale": (1.0, ("shape_guided",)),
-    "self_schedule": ("constant", ("shape_guided",)),
-    "noise_mixing": (0.0, OURS),
-    "shape_until": (1.0, OURS),
-    "published_levels": (False, OURS),
-    "attention_maps": (False, OURS),
-    "reweight": (None, ("prompt_to_prompt",)),
-    "clip": (None, ("blended",)),
-}
-
-# A picture is at most so many times longer than wide while it is edited.
-_MOST_ASPECT = 4
+CLIP_HELP = f"a CLIP {_CLIP}, for Blended Diffusion and where pictures are judged"
+TOKEN_SCALE_HELP = "factor on new tokens: 1 as in the paper, 2.5 in the published code"
+STEPS_HELP = "of inversion and generation (default: config.samples)"
 
 
-def add_generate_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `python -m vljax.generate` for this system."""
-    parser.add_argument("--image", metavar="FILE", help="the photograph to edit")
-    parser.add_argument(
-        "--mask",
-        metavar="FILE",
-        help="the object's shape: white inside; left out, it is inferred from --source_prompt",
+@dataclass(frozen=True)
+class Request:
+    """An edit of a photograph. Which fields a method heeds, `METHODS` knows."""
+
+    image: Picture | None = option(None, help="the photograph to edit")
+    mask: Picture | None = option(
+        None, help="the object's shape: white inside; left out, it is inferred from --source_prompt"
     )
-    parser.add_argument("--source_prompt", help='what is inside the shape, such as "dog"')
-    parser.add_argument("--edit_prompt", help="what shall be there (default: --source_prompt)")
-    parser.add_argument("--source_background", default="background", help="what is outside of it")
-    parser.add_argument("--edit_background", help="what shall be (default: --source_background)")
-    parser.add_argument(
-        "--keep",
-        choices=("outside", "inside", "nothing"),
+    source_prompt: str | None = option(None, help='what is inside the shape, such as "dog"')
+    edit_prompt: str | None = option(None, help="what shall be there (default: --source_prompt)")
+    source_background: str = option("background", help="what is outside of it")
+    edit_background: str | None = option(None, help="what shall be (default: --source_background)")
+    keep: str | None = option(
+        None,
+        choices=get_args(Keep),
         help="which side of the shape stays (default: the one whose prompt does not change)",
     )
-    parser.add_argument("--invert_mask", action="store_true", help="black is inside")
-    parser.add_argument("--method", choices=METHODS, default="shape_guided")
-    parser.add_argument("--guidance_scale", type=float, help="w_g (default: config.samples)")
-    parser.add_argument("--steps", help="of inversion and generation (default: config.samples)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, where there is any")
-    parser.add_argument(
-        "--token_scale",
-        type=float,
-        default=1.0,
-        help="factor on new tokens: 1 as in the paper, 2.5 in the published code",
-    )
-    parser.add_argument(
-        "--self_schedule",
+    invert_mask: bool = option(False, help="black is inside")
+    method: str = option("shape_guided", choices=tuple(METHODS), help="who edits")
+    guidance_scale: float | None = option(None, help="w_g (default: config.samples)")
+    steps: str | None = option(None, help=STEPS_HELP)
+    seed: int = option(0, help="of the noise, where there is any")
+    token_scale: float = option(1.0, help=TOKEN_SCALE_HELP)
+    self_schedule: str = option(
+        "constant",
         choices=get_args(StrengthSchedule),
-        default="constant",
         help="how the constraint on self-attention fades",
     )
-    parser.add_argument(
-        "--noise_mixing", type=float, default=0.0, help="fresh noise inside, 0 to 1"
-    )
-    parser.add_argument(
-        "--shape_until",
-        type=float,
-        default=1.0,
+    noise_mixing: float = option(0.0, low=0, high=1, help="fresh noise inside, 0 to 1")
+    shape_until: float = option(
+        1.0,
+        low=0,
+        high=1,
         help="share of the steps in which the shape guides, 0 to 1 (figure 5.7: 0.5)",
     )
-    parser.add_argument(
-        "--published_levels", action="store_true", help="copy the levels that the code copies"
-    )
-    parser.add_argument(
-        "--reweight",
-        nargs="+",
+    published_levels: bool = option(False, help="copy the levels that the code copies")
+    reweight: tuple[str, ...] | None = option(
+        None,
         metavar="WORD=FACTOR",
         help="Prompt-to-Prompt: attend so much more to words of --edit_prompt",
     )
-    parser.add_argument("--segmenter", metavar="FOLDER", help="a CLIPSeg that infers the shape")
-    add_clip_flag(parser)
-    parser.add_argument("--attention_maps", action="store_true", help="draw where tokens attend")
+    segmenter: File | None = option(None, metavar="FOLDER", help="a CLIPSeg that infers the shape")
+    clip: File | None = option(None, metavar="FOLDER", help=CLIP_HELP)
+    attention_maps: bool = option(False, help="draw where tokens attend")
 
 
-def add_clip_flag(parser: argparse.ArgumentParser) -> None:
-    """`--clip`, whose image tower Stable Diffusion's folder does not hold."""
-    parser.add_argument(
-        "--clip",
-        metavar="FOLDER",
-        help=f"a CLIP {_CLIP}, for Blended Diffusion and where pictures are judged",
-    )
-
-
-def generate(model: ShapeGuided, config: ConfigDict, args: argparse.Namespace, out: Path) -> None:
+def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterator[Result]:
     """`edited.png` at the photograph's size, `sheet.png`, and `attention.png` where asked for.
 
     Raises:
-        UserError: a flag, the photograph or the mask cannot be.
+        UserError: a field, the photograph or the mask cannot be.
     """
-    for flag in ("image", "source_prompt"):
-        if not getattr(args, flag):
-            raise UserError(f"--{flag} is missing: give the photograph and what is in the shape")
-    for flag in ("noise_mixing", "shape_until"):
-        if not 0 <= (share := getattr(args, flag)) <= 1:
-            raise UserError(f"--{flag}={share}: give a share from 0 to 1")
-    for flag, (default, methods) in _ONLY_FOR.items():
-        if getattr(args, flag) != default and args.method not in methods:
-            raise UserError(
-                f"--{flag} does nothing with --method {args.method}: leave it out, or choose "
-                f"{' or '.join(methods)}"
-            )
-    if args.invert_mask and not args.mask:
+    check(request)
+    if not _given(request.image) or not request.source_prompt:
+        name = "source_prompt" if _given(request.image) else "image"
+        raise UserError(f"--{name} is missing: give the photograph and what is in the shape")
+    method = METHODS[request.method]
+    method.check(request)
+    if request.invert_mask and not _given(request.mask):
         raise UserError("--invert_mask turns a mask around: give one with --mask=FILE")
-    attention, ours = args.method == "shape_guided", args.method in OURS
+
+    # What is to change, and where.
+    source, around = request.source_prompt, request.source_background
     wish = Wish(
-        args.source_prompt,
-        args.source_prompt if args.edit_prompt is None else args.edit_prompt,
-        args.source_background,
-        args.source_background if args.edit_background is None else args.edit_background,
+        source,
+        source if request.edit_prompt is None else request.edit_prompt,
+        around,
+        around if request.edit_background is None else request.edit_background,
     )
-    photo = read_image(args.image)
-    if args.mask:
-        shape = read_mask(args.mask, (photo.shape[0], photo.shape[1]), invert=args.invert_mask)
+    keep: Keep = request.keep or wish.side_that_stays()  # type: ignore[assignment]
+    photo = read_image(request.image)
+    height, width = photo.shape[:2]
+    if _given(request.mask):
+        shape = read_mask(request.mask, (height, width), invert=request.invert_mask)
     else:
-        shape = _inferred(photo, find_segmenter(model, config, args.segmenter), wish.source)
-    size = working_size(photo.shape[0], photo.shape[1], config.data.image_size, model.sd.multiple)
+        shape = _inferred(photo, find_segmenter(model, config, request.segmenter), source)
+    size = working_size(height, width, config.data.image_size, model.sd.multiple)
     image, small = to_working_size(photo, shape, size)
-    if not small[_centres(size[0], model.sd.shrink)][:, _centres(size[1], model.sd.shrink)].any():
+    if not covers_a_latent(small, model.sd.shrink):
         raise UserError(
             f"the shape is so small that it covers no latent of the picture at {size[0]}×"
             f"{size[1]}: crop the photograph around the object"
         )
-    keep = args.keep or _side_that_stays(wish)
-    asked = (wish, small, keep) if attention else one_sided(wish, small, keep)
-    if args.attention_maps and not asked[0].edit and not (attention and wish.edit_outside):
-        raise UserError("--attention_maps are of the words of --edit_prompt: give some")
+
+    # The edit.
     tokenizer = make_tokenizer(config)
-    scale = args.guidance_scale
+    scale = request.guidance_scale
     if scale is None:
-        scale = default_scale(config, args.method)
-    request = make_request(
+        scale = method.default_scale(config)
+    batch = make_batch(
         tokenizer,
         model.sd.tokens,
         image[None],
-        asked[1][None],
-        [asked[0]],
-        keep=asked[2],
-        token_scale=args.token_scale,
+        small[None],
+        [wish],
+        sides=method.sides,
+        keep=keep,
+        token_scale=request.token_scale,
         guidance_scale=scale,
-        noise_mixing=args.noise_mixing,
-        shape_until=args.shape_until,
-        seeds=[args.seed],
-        reweight=_factors(args.reweight or ()),
+        noise_mixing=request.noise_mixing,
+        shape_until=request.shape_until,
+        seeds=[request.seed],
+        reweight=_factors(request.reweight or ()),
     )
+    words = _words(tokenizer, batch)
+    if request.attention_maps and not words:
+        raise UserError("--attention_maps are of the words of --edit_prompt: give some")
     settings = Settings(
-        args.steps or config.samples.steps, args.self_schedule, args.published_levels
+        request.steps or config.samples.steps,
+        request.self_schedule,  # type: ignore[arg-type]
+        request.published_levels,
     )
-    latents = None
-    if ours:
-        inverted = invert(model, config, request, settings, attention=attention)
-        with progress_bar("generation") as bar:
-            pictures, latents = generate_pictures(
-                model, config, request, settings, inverted, attention=attention, progress=bar
-            )
-        edited = np.asarray(pictures)[0]
-    else:
-        clip = find_clip(model, args.clip)
-        edited = edit(model, config, args.method, request, settings, clip=clip)[0]
+    clip = find_clip(model, request.clip)
+    pictures, latents = method.edit(model, config, batch, settings, clip=clip)
 
+    # What comes back.
     told = {"edit_prompt": wish.edit, "edit_background": wish.edit_outside, "keep": keep}
-    told |= {"method": args.method, "seed": str(args.seed), "guidance_scale": str(scale)}
+    told |= {"method": method.name, "seed": str(request.seed), "guidance_scale": str(scale)}
     # Where the shape guided for a while only, what lies beyond it may have changed as well.
-    stays = keep if args.shape_until == 1 else "nothing"
-    write_png(out / "edited.png", to_photo_size(photo, shape, edited, stays), told)
+    stays = keep if request.shape_until == 1 else "nothing"
+    edited = to_photo_size(photo, shape, pictures[0], stays)
+    yield Result("edited.png", edited, wish.edit, told)
     mask = np.broadcast_to(np.uint8(255) * small[..., None], image.shape)
-    sheet = contact_sheet([("before, shape, after", np.stack([image, mask, edited]))])
-    write_png(out / "sheet.png", sheet, told)
-    if args.attention_maps:
-        process = make_process(config, settings.steps)
-        maps = attention_maps(
-            model.sd,
-            process,
-            request,
-            latents,
-            attention=attention,
-            self_schedule=settings.self_schedule,
-        )
-        rows = _map_rows(tokenizer, request.tokens, np.asarray(maps)[0], size, both=attention)
-        write_png(out / "attention.png", contact_sheet(rows, min_side=96), told)
+    sheet = contact_sheet([("before, shape, after", np.stack([image, mask, pictures[0]]))])
+    yield Result("sheet.png", sheet, "before, shape, after", told)
+    if request.attention_maps and latents is not None:
+        maps = method.attention_maps(model, config, batch, settings, latents)[0]
+        rows = [(word, maps[place]) for place, word in words.items()]
+        yield Result("attention.png", _paint(rows, size), "where tokens attend", told)
+
+
+def _given(picture: Picture | None) -> TypeGuard[Picture]:
+    return isinstance(picture, np.ndarray) or bool(picture)
 
 
 def _factors(words: Sequence[str]) -> dict[str, float]:
@@ -241,100 +190,6 @@ def _factors(words: Sequence[str]) -> dict[str, float]:
     return factors
 
 
-def _side_that_stays(wish: Wish) -> Keep:
-    if wish.source_outside == wish.edit_outside:
-        return "outside"
-    return "inside" if wish.source == wish.edit else "nothing"
-
-
-def read_mask(
-    path: str | Path, size: tuple[int, int], *, invert: bool = False
-) -> Bool[np.ndarray, "h w"]:
-    """The shape in a picture file: white is inside, and what is transparent is outside.
-
-    A mask of another size than its photograph, but of its proportions, is resized to it by picking
-    pixels; greys count as inside from the middle on.
-
-    Args:
-        path: A PNG, JPEG or WebP file.
-        size: The photograph's height and width.
-        invert: Whether black is inside instead; transparent stays outside.
-
-    Raises:
-        UserError: it cannot be read, has other proportions, or marks nothing.
-    """
-    path = Path(path)
-    read_image(path)  # the same formats and the same complaints as for photographs
-    with Image.open(path) as file:
-        whole = ImageOps.exif_transpose(file)
-        alpha = np.asarray(whole.convert("RGBA"))[..., 3] >= 128
-    grey = read_image(path).mean(-1) >= 127.5
-    mask = (grey != invert) & alpha
-    height, width = size
-    if abs(mask.shape[0] * width - mask.shape[1] * height) > max(height, width, *mask.shape):
-        raise UserError(
-            f"{path} is {mask.shape[1]}×{mask.shape[0]} and the photograph, as it is shown, "
-            f"{width}×{height}: give a mask of the same proportions"
-        )
-    mask = _resize_mask(mask, size)
-    if not mask.any():
-        raise UserError(
-            f"{path} marks nothing: paint the object white, or use --invert_mask if it is black"
-        )
-    return mask
-
-
-def _resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    if mask.shape == size:
-        return mask
-    resized = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(resized, bool)
-
-
-def _centres(side: int, shrink: int) -> np.ndarray:
-    """The pixels that decide on which side each latent is."""
-    return np.arange(side // shrink) * shrink + shrink // 2
-
-
-def working_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
-    """The size at which a photograph is edited: of its proportions, about side × side pixels.
-
-    Args:
-        height: The photograph's.
-        width: The photograph's.
-        side: The side of the squares that the model was trained on.
-        multiple: What both sides must divide by.
-    """
-    scale = side / (height * width) ** 0.5
-    most = side * _MOST_ASPECT**0.5
-    sides = (min(length * scale, most) for length in (height, width))
-    rows, columns = (max(multiple, round(length / multiple) * multiple) for length in sides)
-    return rows, columns
-
-
-def to_working_size(
-    photo: UInt8[np.ndarray, "h w 3"], shape: Bool[np.ndarray, "h w"], size: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
-    """A photograph and its shape at another size: filtered (Lanczos), and picked pixels."""
-    image = Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.array(image), _resize_mask(shape, size)
-
-
-def to_photo_size(
-    photo: UInt8[np.ndarray, "h w 3"],
-    shape: Bool[np.ndarray, "h w"],
-    edited: UInt8[np.ndarray, "H W 3"],
-    keep: str,
-) -> UInt8[np.ndarray, "h w 3"]:
-    """The edited picture at the photograph's size, with its own pixels where it was to stay."""
-    height, width = shape.shape
-    resized = Image.fromarray(edited).resize((width, height), Image.Resampling.LANCZOS)
-    if keep == "nothing":
-        return np.asarray(resized)
-    stays = shape if keep == "inside" else ~shape
-    return np.where(stays[..., None], photo, np.asarray(resized))
-
-
 def find_clip(model: ShapeGuided, path: str | None) -> CLIP | None:
     """The CLIP in a file or folder, or the model's own where its text tower is one.
 
@@ -348,38 +203,27 @@ def find_clip(model: ShapeGuided, path: str | None) -> CLIP | None:
     return tower if isinstance(tower, CLIP) else None
 
 
-# Inferred shapes -------------------------------------------------------------------------------
+# Algorithm 4, lines 1 to 3: InferShape ---------------------------------------------------------
 
 
 def find_segmenter(model: ShapeGuided, config: ConfigDict, folder: str | None) -> Segmenter:
-    """InferShape: the CLIPSeg in a folder, or the model's own.
+    """InferShape: the CLIPSeg in a `transformers` folder, or the model's own.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the folder does not hold one.
     """
+    network, tokenizer = model.segmenter, None
     if folder:
-        return open_segmenter(folder)
-    if model.segmenter is None:
+        arguments = clipseg_arguments(folder)
+        skeleton = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
+        network = jax.tree.map(jax.numpy.asarray, pretrained.load(skeleton, folder))
+        tokenizer = open_tokenizer(folder)
+    if network is None:
         raise UserError(
             "no shape is given and the model cannot infer one: give --mask=FILE, or "
             "--segmenter=FOLDER with a CLIPSeg"
         )
-    return _segmenter(model.segmenter, make_tokenizer(config))
-
-
-def open_segmenter(folder: str) -> Segmenter:
-    """The CLIPSeg of a `transformers` folder as a segmenter.
-
-    Raises:
-        UserError: the folder does not hold one.
-    """
-    arguments = clipseg_arguments(folder)
-    skeleton = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
-    network = pretrained.load(skeleton, folder)
-    return _segmenter(jax.tree.map(jax.numpy.asarray, network), open_tokenizer(folder))
-
-
-def _segmenter(network: CLIPSeg, tokenizer: Tokenizer) -> Segmenter:
+    tokenizer = tokenizer or make_tokenizer(config)
     return lambda picture, text: infer_shape(network, tokenizer, picture, text)
 
 
@@ -398,25 +242,24 @@ def _inferred(
 # Attention maps --------------------------------------------------------------------------------
 
 
-def _map_rows(
-    tokenizer: Tokenizer,
-    tokens: Any,
-    maps: Float[np.ndarray, "n h w"],
-    size: tuple[int, int],
-    *,
-    both: bool,
-) -> list[tuple[str, UInt8[np.ndarray, "1 H W 3"]]]:
-    """A labelled picture for each token of the edit prompts, each map in its own range."""
-    paint: Callable = colormaps["viridis"]
-    rows = []
-    sides = [(tokens.edit[0], 0)]
-    if both:
-        sides.append((tokens.edit_outside[0], token_split(len(maps))[0]))
-    for side, offset in sides:
-        for place in range(1, int(side.argmax())):
-            word = tokenizer.decode(side[None, place : place + 1])[0]
-            weights = maps[offset + place]
-            shown = paint(weights / max(float(weights.max()), 1e-12))[..., :3]
-            picture = Image.fromarray(np.uint8(255 * shown)).resize((size[1], size[0]))
-            rows.append((f"{word} (up to {weights.max():.3f})", np.asarray(picture)[None]))
-    return rows
+def _words(tokenizer: Tokenizer, batch: Batch) -> dict[int, str]:
+    """The tokens of the first picture's edit prompts by their place in the context."""
+    offset = token_split(batch.edit.shape[2])[0]
+    found = {}
+    for side, tokens in enumerate(np.asarray(batch.edit[0])):
+        for place in range(1, int(tokens.argmax())):
+            found[side * offset + place] = tokenizer.decode(tokens[None, place : place + 1])[0]
+    return found
+
+
+def _paint(
+    rows: Sequence[tuple[str, Float[np.ndarray, "h w"]]], size: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A sheet with a labelled picture for each map, each in its own range."""
+    colours: Callable = colormaps["viridis"]
+    sheet = []
+    for word, weights in rows:
+        shown = colours(weights / max(float(weights.max()), 1e-12))[..., :3]
+        picture = Image.fromarray(np.uint8(255 * shown)).resize((size[1], size[0]))
+        sheet.append((f"{word} (up to {weights.max():.3f})", np.asarray(picture)[None]))
+    return contact_sheet(sheet, min_side=96)

@@ -12,18 +12,20 @@ import pytest
 
 from vljax.diffusion.editing import guided
 from vljax.diffusion.process import Process
-from vljax.diffusion.prompt_to_prompt import (
+from vljax.diffusion.samplers import ddim
+from vljax.diffusion.schedules import parse_timesteps, respace, scaled_linear_schedule
+from vljax.errors import UserError
+from vljax.models.control import Place, plain
+from vljax.models.stable_diffusion import with_and_without
+from vljax.systems.shape_guided.prompt_to_prompt import (
     TokenMap,
     prompt_to_prompt,
     refinement,
     replacement,
     replacing,
     reweighted,
+    token_map,
 )
-from vljax.diffusion.samplers import ddim
-from vljax.diffusion.schedules import parse_timesteps, respace, scaled_linear_schedule
-from vljax.errors import UserError
-from vljax.models.control import Place, plain
 
 _SINGLE = ("a", "photo", "of", "house", "in", "winter", "cat", "dog", "red", "the")
 WORDS = {word: [token] for token, word in enumerate(_SINGLE, 10)}
@@ -84,6 +86,18 @@ def test_refinement_aligns_what_both_prompts_have():
     assert sources(mapping) == expected
     assert np.flatnonzero(mapping.own).tolist() == [5, 7, 8]
     assert set(mapping.own.tolist()) == {0.0, 1.0}
+
+
+def test_prompts_of_as_many_words_correspond_word_for_word():
+    for source, edit, make in (
+        ("a cat", "a labradoodle", replacement),
+        ("a cat", "a red cat", refinement),
+    ):
+        expected = make(tokenize, source, edit, LENGTH)
+        for one, other in zip(token_map(tokenize, source, edit, LENGTH), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    heavy = token_map(tokenize, "a cat", "a red cat", LENGTH, {"red": 3.0})
+    assert heavy.scale.tolist() == [1, 1, 3, *[1] * 9]
 
 
 def test_a_word_that_only_the_source_has_is_passed_over():
@@ -150,7 +164,7 @@ def test_the_whole_edit():
     """Same prompts change nothing, no replaced steps leave plain generation, kept pixels stay."""
     process = Process(respace(scaled_linear_schedule(), parse_timesteps(1000, "leading5")))
     inverted, source, edit, empty = arrays((6, 2, 4, 4, 4), (2, 12, 4), (2, 12, 4), (1, 12, 4))
-    nothing = jnp.zeros((1, 8, 8))
+    nothing = jnp.zeros((1, 4, 4))
     own = TokenMap(*(jnp.asarray(a) for a in identity(LENGTH)))
 
     @jax.jit
@@ -171,13 +185,14 @@ def test_the_whole_edit():
 
     @jax.jit
     def generated(context):
-        return ddim(process, guided(network, context, empty, 2.0), inverted[-1], clip=False)
+        denoiser = guided(with_and_without(network, context, empty), 2.0)
+        return ddim(process, denoiser, inverted[-1], clip=False)
 
     np.testing.assert_allclose(run(source, nothing, 0.8, 0.4), generated(source), atol=1e-4)
     np.testing.assert_allclose(run(edit, nothing, 0.0, 0.0), generated(edit), atol=1e-4)
     controlled = run(edit, nothing, 1.0, 1.0)
     assert np.abs(controlled - generated(edit)).mean() > 0.1
-    keep = nothing.at[:, :, 4:].set(1.0)
+    keep = nothing.at[:, :, 2:].set(1.0)
     kept = run(edit, keep, 0.8, 0.4)
     np.testing.assert_array_equal(kept[:, :, 2:], inverted[0][:, :, 2:])
     assert (kept[:, :, :2] != inverted[0][:, :, :2]).all()

@@ -15,8 +15,6 @@ tokens, edit tokens] and w [edit tokens]. So no map need exist, for
 two plain attentions with changed values, in memory linear in the lengths.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -30,8 +28,8 @@ from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import ddim
 from vljax.errors import UserError
 from vljax.models.control import Control, Network, Place
+from vljax.models.stable_diffusion import with_and_without
 from vljax.ops.attention import attention
-from vljax.ops.inside_outside import resize_nearest
 
 CROSS_SHARE = 0.8
 """Share of the steps in which cross-attention is replaced (the published examples)."""
@@ -57,6 +55,22 @@ class TokenMap(NamedTuple):
     source: Float[Array | np.ndarray, "*b n n"]
     own: Float[Array | np.ndarray, "*b n"]
     scale: Float[Array | np.ndarray, "*b n"]
+
+
+def token_map(
+    tokenize: Tokenize,
+    source: str,
+    edit: str,
+    tokens: int,
+    factors: Mapping[str, float] | None = None,
+) -> TokenMap:
+    """How two prompts correspond: word for word where there are as many, else aligned.
+
+    Arguments as in `replacement` and `reweighted`.
+    """
+    same = len(source.split()) == len(edit.split())
+    mapping = (replacement if same else refinement)(tokenize, source, edit, tokens)
+    return reweighted(mapping, tokenize, edit, factors or {})
 
 
 def replacement(tokenize: Tokenize, source: str, edit: str, tokens: int) -> TokenMap:
@@ -159,7 +173,7 @@ def prompt_to_prompt(
     edit: Float[Array, "b n d"],
     empty: Float[Array, "#b n d"],
     mapping: TokenMap,
-    keep: Float[Array, "#b H W"],
+    keep: Float[Array, "#b h w"],
     *,
     guidance_scale: Float[Array, "*b"] | float,
     cross_share: Float[Array, ""] | float = CROSS_SHARE,
@@ -176,8 +190,8 @@ def prompt_to_prompt(
         edit: Embedded edit prompts.
         empty: The embedded empty prompt.
         mapping: How their tokens correspond, for the batch or by example.
-        keep: Where the picture is put back after each step; zeros for Prompt-to-Prompt as
-            published.
+        keep: Where the picture is put back after each step, at the latents' resolution; zeros for
+            Prompt-to-Prompt as published.
         guidance_scale: As in `guided`: one less than the published scale.
         cross_share: Share of the steps in which cross-attention is replaced.
         self_share: Share of the steps in which self-attention is.
@@ -193,21 +207,17 @@ def prompt_to_prompt(
             own=done < jnp.floor(self_share * steps),
         )
 
-    size = (inverted.shape[2], inverted.shape[3])
-    put_back = keep_from(inverted, resize_nearest(keep, size, rule="centre"))
+    put_back = keep_from(inverted, keep)
 
     def after_step(step: Int[Array, ""], x: Float[Array, "2*b h w c"]) -> Array:
         return jnp.concatenate([x[:batch], put_back(step, x[batch:])])
 
     scale = jnp.broadcast_to(jnp.asarray(guidance_scale, jnp.float32), (batch,))
+    contexts = jnp.concatenate([source, edit])
     pictures = ddim(
         process,
         guided(
-            network,
-            jnp.concatenate([source, edit]),
-            empty,
-            jnp.concatenate([scale, scale]),
-            control_at,
+            with_and_without(network, contexts, empty, control_at), jnp.concatenate([scale, scale])
         ),
         jnp.concatenate([inverted[-1]] * 2),
         clip=False,

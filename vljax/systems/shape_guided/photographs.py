@@ -1,0 +1,101 @@
+"""A photograph and the shape in it: read, brought to the size of an edit, and back."""
+
+import os
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from vljax.data.pictures.images import on_white, read_rgba
+from vljax.errors import UserError
+from vljax.request import Picture
+from vljax.systems.shape_guided.batch import Keep
+
+# A picture is at most so many times longer than wide while it is edited.
+_MOST_ASPECT = 4
+
+
+def read_mask(
+    picture: Picture, size: tuple[int, int], *, invert: bool = False
+) -> Bool[np.ndarray, "h w"]:
+    """The shape in a picture: white is inside, and what is transparent is outside.
+
+    A mask of another size than its photograph, but of its proportions, is resized to it by picking
+    pixels; greys count as inside from the middle on.
+
+    Args:
+        picture: A PNG, JPEG or WebP file, or pixels.
+        size: The photograph's height and width.
+        invert: Whether black is inside instead; transparent stays outside.
+
+    Raises:
+        UserError: it cannot be read, has other proportions, or marks nothing.
+    """
+    name = os.fspath(picture) if not isinstance(picture, np.ndarray) else "the mask"
+    pixels = read_rgba(picture)
+    white = on_white(pixels).mean(-1) >= 127.5
+    mask = (white != invert) & (pixels[..., 3] >= 128)
+    height, width = size
+    if abs(mask.shape[0] * width - mask.shape[1] * height) > max(height, width, *mask.shape):
+        raise UserError(
+            f"{name} is {mask.shape[1]}×{mask.shape[0]} and the photograph, as it is shown, "
+            f"{width}×{height}: give a mask of the same proportions"
+        )
+    mask = _resize_mask(mask, size)
+    if not mask.any():
+        raise UserError(
+            f"{name} marks nothing: paint the object white, or use --invert_mask if it is black"
+        )
+    return mask
+
+
+def working_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:
+    """The size at which a photograph is edited: of its proportions, about side × side pixels.
+
+    Args:
+        height: The photograph's.
+        width: The photograph's.
+        side: The side of the squares that the model was trained on.
+        multiple: What both sides must divide by.
+    """
+    scale = side / (height * width) ** 0.5
+    most = side * _MOST_ASPECT**0.5
+    sides = (min(length * scale, most) for length in (height, width))
+    rows, columns = (max(multiple, round(length / multiple) * multiple) for length in sides)
+    return rows, columns
+
+
+def to_working_size(
+    photo: UInt8[np.ndarray, "h w 3"], shape: Bool[np.ndarray, "h w"], size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
+    """A photograph and its shape at another size: filtered (Lanczos), and picked pixels."""
+    image = Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.array(image), _resize_mask(shape, size)
+
+
+def covers_a_latent(shape: Bool[np.ndarray, "H W"], shrink: int) -> bool:
+    """Whether any latent, of so many pixels each way, lies inside: its middle pixel decides."""
+    rows, columns = (np.arange(side // shrink) * shrink + shrink // 2 for side in shape.shape)
+    return bool(shape[rows][:, columns].any())
+
+
+def to_photo_size(
+    photo: UInt8[np.ndarray, "h w 3"],
+    shape: Bool[np.ndarray, "h w"],
+    edited: UInt8[np.ndarray, "H W 3"],
+    keep: Keep,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The edited picture at the photograph's size, with its own pixels where it was to stay."""
+    height, width = shape.shape
+    resized = np.asarray(Image.fromarray(edited).resize((width, height), Image.Resampling.LANCZOS))
+    if keep == "nothing":
+        return resized
+    stays = shape if keep == "inside" else ~shape
+    return np.where(stays[..., None], photo, resized)
+
+
+def _resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    if mask.shape == size:
+        return mask
+    resized = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized, bool)

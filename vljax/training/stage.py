@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
+from vljax.data.source import Source, Transform
+
 Batch = Mapping[str, Array]
 Metrics = dict[str, Array]
 
@@ -24,7 +26,7 @@ class Stage:
         train: Regular expressions over parameter names (searched from the start), each with the
             factor on the learning rate; the first that matches decides, the rest stays frozen.
         source: Random-access examples.
-        transform: `transform(example, generator) -> dict of arrays`, on the host.
+        transform: `transform(example, rng) -> dict of arrays`, on the host.
         config: `batch_size` (over all devices), `num_steps`, `accumulate`, `ema_decay` (0 is off)
             and `optimizer` (see `vljax.training.optimizer`).
         memory: Makes what the loss remembers from step to step (a timestep sampler's history),
@@ -39,8 +41,8 @@ class Stage:
     name: str
     loss: Callable[..., tuple[Array, Any]]
     train: Sequence[tuple[str, float]]
-    source: Any
-    transform: Callable[[dict, np.random.Generator], dict]
+    source: Source
+    transform: Transform
     config: ConfigDict
     memory: Callable[[], Any] | None = None
     pictures: Callable[[Any], dict[str, np.ndarray]] | None = None

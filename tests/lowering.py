@@ -86,12 +86,8 @@ def lower_gradient(stage, skeleton, config):
 def lower_step(stage, skeleton, config):
     """The whole training step of a stage, by platform; of its data one example is read."""
     with on_cuda():
-        program = loop.make_program(stage, skeleton, config, make_mesh(config.mesh))
-        batch = loop.abstract_batch(stage, config.seed, config.data.on_corrupt)
-        shapes = loop.named_parameters(skeleton)
-        frozen = {n: shapes[n] for n in shapes if n not in program.shapes.parameters}
-        seed = jax.ShapeDtypeStruct((), np.uint32)
-        return lower(program.step, program.shapes, frozen, batch, seed)
+        traced = loop.make_program(stage, skeleton, config, make_mesh(config.mesh)).traced
+        return {p: traced.lower(lowering_platforms=(p,)) for p in PLATFORMS}
 
 
 def lower_instead(monkeypatch, owner, name):

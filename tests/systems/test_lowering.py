@@ -21,6 +21,7 @@ from vljax.doors import parse_config
 from vljax.models.insertion_search import beam_search
 from vljax.systems.sdg import model as sdg
 from vljax.training.loop import abstract_batch
+from vljax.training.weights import stages_to_train
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery")
@@ -112,7 +113,7 @@ def test_gradients_of_every_stage(opened):
 )
 def test_steps_of_every_stage(opened, request):
     config, system, skeleton = opened
-    stages = [s for s in system.stages(config) if not config.pretrained.get(s.name)]
+    stages = stages_to_train(system.stages(config), skeleton, config)
     assert stages
     for stage in stages:
         fused = is_fused(lower_step(stage, skeleton, config))

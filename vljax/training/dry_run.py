@@ -42,8 +42,8 @@ def _summary(
     frozen = {name: shapes[name] for name in shapes if name not in state.parameters}
     batch = abstract_batch(stage, config.seed, config.data.on_corrupt)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    seed = jax.ShapeDtypeStruct((), np.uint32)
-    flops = _flops(program.step, state, frozen, batch, seed)
+    # XLA's count for the step as written, before compilation.
+    flops = (program.traced.lower().cost_analysis() or {}).get("flops", 0.0)
     shares = mesh.shape["data"] * mesh.shape["fsdp"] * stage.config.accumulate
     saved = _activation_bytes(stage, skeleton, state.parameters, frozen, batch, key, shares)
     examples, batch_size = len(stage.source), stage.config.batch_size
@@ -84,12 +84,6 @@ def _sharding_table(shapes: dict[str, Any], config: ConfigDict, mesh: Mesh) -> T
     for (shape, spec), names in largest:
         table.add_row(names[0], " × ".join(map(str, shape)), spec, str(len(names)))
     return table
-
-
-def _flops(step: Any, *arguments: Any) -> float:
-    """XLA's count for the step as written, before compilation."""
-    analysis = step.lower(*arguments).cost_analysis() or {}
-    return analysis.get("flops", 0.0)
 
 
 def _activation_bytes(

@@ -1,5 +1,6 @@
 """The training loop: one jitted step, checkpoints, resume, pictures."""
 
+import functools
 import signal
 import threading
 import time
@@ -68,22 +69,30 @@ class Program:
     """A stage made ready for a mesh: its step, and how its state is made and split.
 
     Attributes:
-        step: `step(state, frozen, batch, seed) -> (state, metrics)`, jitted, `state` donated.
+        traced: The step, traced and not yet compiled.
         init: `init(parameters) -> state`, jitted; takes the trained parameters.
         shapes: The state's shapes and dtypes.
         shardings: The state's shardings.
         trained: Names of the trained parameters.
     """
 
-    step: Callable
+    traced: jax.stages.Traced
     init: Callable
     shapes: TrainState
     shardings: TrainState
     trained: list[str]
 
+    @functools.cached_property
+    def step(self) -> Callable:
+        """`step(state, frozen, batch, seed) -> (state, metrics)`; `state` is donated.
+
+        It is compiled when it is first asked for.
+        """
+        return self.traced.lower().compile()
+
 
 def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Program:
-    """Build a stage's step, and trace it once on shapes; nothing compiles yet.
+    """Build a stage's step, and trace it on shapes; nothing compiles yet.
 
     Args:
         stage: What to train.
@@ -171,16 +180,20 @@ def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Pr
             {name: metric.astype(jnp.float32) for name, metric in metrics.items()},
         )
 
-    trained_shapes = {name: shapes[name] for name in factors}
-    state_shapes = jax.eval_shape(init, trained_shapes)
-    shardings = meshes.state_shardings(
-        state_shapes, meshes.parameter_shardings(trained_shapes, rules, mesh), mesh
-    )
-    frozen_shapes = {name: shapes[name] for name in shapes if name not in factors}
+    split = meshes.parameter_shardings(shapes, rules, mesh)
+    state_shapes = jax.eval_shape(init, {name: shapes[name] for name in factors})
+    shardings = meshes.state_shardings(state_shapes, {name: split[name] for name in factors}, mesh)
+    frozen = {name: shapes[name] for name in shapes if name not in factors}
     batch = abstract_batch(stage, run.seed, run.data.on_corrupt)
-    jax.eval_shape(step, state_shapes, frozen_shapes, batch, np.uint32(0))
     return Program(
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh))),
+        traced=jax.jit(
+            step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh))
+        ).trace(
+            abstract(state_shapes, shardings),
+            abstract(frozen, {name: split[name] for name in frozen}),
+            abstract(batch, dict.fromkeys(batch, meshes.batch_sharding(mesh))),
+            jax.ShapeDtypeStruct((), np.uint32),
+        ),
         init=jax.jit(init, out_shardings=shardings),
         shapes=state_shapes,
         shardings=shardings,

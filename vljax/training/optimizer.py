@@ -19,7 +19,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vljax.errors import UserError
@@ -109,18 +111,7 @@ def make_optimizer(
         case "adam":
             update = optax.adam(rate, **adam)
         case "muon":
-            update = optax.contrib.muon(
-                rate,
-                weight_decay=config.weight_decay,
-                adam_b1=config.b1,
-                adam_b2=config.b2,
-                adam_weight_decay=config.weight_decay,
-                muon_weight_dimension_numbers=_matrices,
-                consistent_rms=0.2,  # as large as Adam's steps, so that one rate serves both
-                # By a closer norm three iterations do for these shapes what five did from afar.
-                preconditioning="schatten",
-                ns_steps=3,
-            )
+            update = _muon(rate, config.weight_decay, config.b1, config.b2)
         case "sgd":
             update = optax.sgd(rate, momentum=config.b1)
         case unknown:
@@ -150,22 +141,86 @@ def make_optimizer(
     return optax.with_extra_args_support(optax.chain(*chain))
 
 
-def _matrices(parameters: dict[str, jax.Array]) -> dict[str, Any]:
-    """How Muon reads each parameter as a matrix (Jordan et al. 2024); None goes to Adam.
+def _muon(
+    rate: optax.Schedule, weight_decay: float, b1: float, b2: float
+) -> optax.GradientTransformation:
+    """Muon for the kernels between hidden layers, Adam with Nesterov's momentum for the rest.
 
-    Matrices are the kernels between hidden layers: not embeddings and what reads them, nor the
-    first and last layers, whose one side is as narrow as a picture's channels.
+    `optax.contrib.muon` does the same with one orthogonalisation a kernel; a step is traced and
+    compiled sooner with one a shape. The state is that of `optax.contrib.muon`.
     """
+    read = optax.contrib.MuonDimensionNumbers(-2, -1)
+    matrix = optax.chain(
+        # In no iterations, and without a norm before them: Nesterov's momentum alone.
+        optax.contrib.scale_by_muon(
+            ns_steps=0,
+            preconditioning="schatten",
+            weight_dimension_numbers=lambda updates: jax.tree.map(lambda _: read, updates),
+        ),
+        optax.stateless(lambda updates, _: _orthogonalised(updates)),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+    adam = optax.adamw(rate, b1, b2, weight_decay=weight_decay, nesterov=True)
+    return optax.partition(
+        {"muon": matrix, "adam": adam},
+        lambda parameters: {
+            name: "muon" if _is_matrix(name, value.shape) else "adam"
+            for name, value in parameters.items()
+        },
+    )
 
-    def read(name: str, value: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        # optax asks again with placeholders where it has given a parameter to Adam.
-        if getattr(value, "ndim", 0) < 2 or "emb" in name:
-            return None
-        if min(math.prod(value.shape[:-1]), value.shape[-1]) < 32:
-            return None
-        return optax.contrib.MuonDimensionNumbers(tuple(range(value.ndim - 1)), value.ndim - 1)
 
-    return {name: read(name, value) for name, value in parameters.items()}
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a parameter is a kernel between hidden layers (Jordan et al. 2024).
+
+    Not embeddings and what reads them, nor the first and last layers, whose one side is as narrow
+    as a picture's channels.
+    """
+    if len(shape) < 2 or "emb" in name:
+        return False
+    return min(math.prod(shape[:-1]), shape[-1]) >= 32
+
+
+def _orthogonalised(updates: dict[str, Any]) -> dict[str, Any]:
+    """Each kernel as its nearest orthogonal matrix, input features by output features.
+
+    It is made as large as Adam's steps (Liu et al. 2025, equation 4), so that one rate serves
+    both. Kernels of one shape are orthogonalised together.
+    """
+    matrices = {
+        name: value.reshape(-1, value.shape[-1])
+        for name, value in updates.items()
+        if isinstance(value, jax.Array)  # optax leaves placeholders where Adam is at work
+    }
+    names_by_shape: dict[tuple[int, ...], list[str]] = {}
+    for name, matrix in matrices.items():
+        names_by_shape.setdefault(matrix.shape, []).append(name)
+    done = dict(updates)
+    for shape, names in names_by_shape.items():
+        size = 0.2 * jnp.sqrt(jnp.float32(max(shape)))
+        steps = size * newton_schulz(jnp.stack([matrices[name] for name in names]))
+        done |= {n: step.reshape(updates[n].shape) for n, step in zip(names, steps, strict=True)}
+    return done
+
+
+def newton_schulz(x: Float[Array, "g m n"]) -> Float[Array, "g m n"]:
+    """Matrices with nearly their singular vectors, and singular values near one.
+
+    Three iterations of Jordan et al. 2024 on X / ‖X Xᵀ‖^½: in that norm, closer to the largest
+    singular value than Frobenius', they do for these shapes what five do from afar (Boissin et al.
+    2025).
+    """
+    if x.shape[-2] > x.shape[-1]:
+        return newton_schulz(x.mT).mT
+    for iteration in range(3):
+        product = x @ x.mT
+        if iteration == 0:
+            norm = jnp.linalg.norm(product, axis=(-2, -1), keepdims=True)
+            scale = jax.lax.rsqrt(jnp.maximum(norm, 1e-8))
+            x, product = scale * x, scale**2 * product
+        x = 3.4445 * x + (-4.7750 * product + 2.0315 * product @ product) @ x
+    return x
 
 
 def learning_rate_factors(

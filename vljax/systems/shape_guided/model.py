@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vljax.data.scenes import VOCABULARY
+from vljax.data.benchmarks import open_benchmark
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
 from vljax.diffusion.process import Process
 from vljax.diffusion.schedules import named_schedule, parse_timesteps, respace
@@ -73,10 +73,11 @@ def make_model(config: ConfigDict) -> ShapeGuided:
 
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer in the published folder, or one whose tokens are the words of scenes."""
+    """The tokenizer in the published folder, or one whose tokens are the words of the data."""
     if config.pretrained.sd:
         return open_tokenizer(Path(config.pretrained.sd))
-    return train_tokenizer(VOCABULARY, config.model.text_encoder.vocabulary_size)
+    words = open_benchmark(config.data).vocabulary
+    return train_tokenizer(words, config.model.text_encoder.vocabulary_size)
 
 
 def make_process(

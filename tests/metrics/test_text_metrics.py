@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 
 import pytest
-from rouge_score import rouge_scorer
 
 from vljax.metrics import text as metrics
 from vljax.metrics.text import MissingToolError, text_scores
@@ -79,6 +78,8 @@ def test_bleu_keeps_tokens_as_they_are():
 
 
 def test_rouge_is_the_mean_of_the_best_references():
+    from rouge_score import rouge_scorer
+
     texts, right = corpus(5)
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"])
     for name, score in metrics.rouge(texts, right).items():
@@ -207,7 +208,16 @@ def test_what_does_not_pair_is_refused():
         text_scores(["a"], [["a"]], ["blue"])
 
 
-def test_every_metric_without_java_takes_empty_texts():
-    names = [name for name in metrics.METRICS if name not in ("meteor", "spice")]
-    scores, _ = text_scores(["", "a"], [["a b"], ["", "a"]], names)
-    assert all(math.isfinite(score) for score in scores.values())
+def test_an_empty_text_is_judged_and_makes_every_metric_worse():
+    texts, right = corpus(11, count=12)
+    names = [name for name in metrics.METRICS if name not in ("meteor", "spice", "accuracy")]
+    whole, _ = text_scores(texts, right, names)
+    empty, _ = text_scores(["", *texts[1:]], right, names)
+    with_reference, _ = text_scores(texts, [["", *right[0]], *right[1:]], names)
+    for name in whole:
+        assert (empty[name] < whole[name]) == (name != "ter"), name
+        assert math.isfinite(with_reference[name]), name
+
+
+def test_every_metric_has_a_program():
+    assert metrics.PROGRAMS.keys() == metrics.METRICS.keys()

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.lowering import PLATFORMS, lower, lower_gradient, lower_instead, lower_step
+from tests.lowering import PLATFORMS, lower_gradient, lower_instead, lower_step
 from vljax.config import load_system
 from vljax.data.text.vocabulary import learn_words
 from vljax.doors import parse_config
-from vljax.models.insertion_search import beam_search
 from vljax.systems.sdg import model as sdg
-from vljax.training.loop import abstract_batch
+from vljax.systems.voi import use as voi
 from vljax.training.weights import stages_to_train
 
 ROOT = Path(__file__).parents[2]
@@ -144,13 +143,16 @@ def test_pictures_under_every_guidance_of_sdg(opened, monkeypatch):
     cases("small", "voi_coco", slow=False) + cases("published", "voi_django", slow=True),
     indirect=True,
 )
-def test_beam_search_of_voi(opened):
-    config, system, skeleton = opened
-    stage = system.stages(config)[0]
-    batch = abstract_batch(stage, config.seed, config.data.on_corrupt)
-
-    def search(decoder, batch):
-        return beam_search(decoder, batch, config.data.max_target, 4)
-
-    fused = is_fused(lower(search, skeleton.decoder, batch))
-    assert fused == (config.model.dtype == "bfloat16")
+def test_requests_of_voi(opened, monkeypatch):
+    config, _, skeleton = opened
+    one = {"num_examples": 1, "batch_size": 1, "beams": 4}
+    for name, asked in (
+        ("search", {}),
+        ("_sample", {"sample": True}),
+        ("_search_order", {"target": "a line of words"}),
+    ):
+        lowered = lower_instead(monkeypatch, voi, name)
+        written, _ = voi.generate(skeleton, config, voi.Request(**one, **asked))
+        assert written.name == "written.json"
+        (program,) = lowered
+        assert is_fused(program) == (config.model.dtype == "bfloat16"), name

@@ -399,6 +399,41 @@ def test_judging_through_the_door(weights, tmp_path, monkeypatch):
         evaluate.main((*weights, "--beams", "0", "--out", str(tmp_path)))
 
 
+def test_texts_are_written_anew_as_data(tmp_path, capsys):
+    """`--distill`: the sources of both splits, the decoder's texts, and a vocabulary to match."""
+    sources = ["call the function", "return the value of x", "call the function twice"]
+    targets = ["call ( )", "return x", "call ( ) call ( )"]
+    data, out, file = (tmp_path / name for name in ("few", "out", "decoder.safetensors"))
+    data.mkdir()
+    for split, count in (("train", 3), ("dev", 2)):
+        for side, told in (("src", sources), ("tgt", targets)):
+            lines = "".join(f"{line}\n" for line in told[:count])
+            (data / f"{side}_raw_{split}.txt").write_text(lines, "utf-8")
+    recipe = ("--config", f"{ROOT / 'configs' / 'voi_django.py'}:small:{data}", *SMALL[4:])
+    recipe += ("--config.order=l2r", "--config.data.min_count=1", "--config.data.max_source=5")
+    config, _ = parse_config(recipe)
+    pretrained.save(voi.make_model(config).decoder, file)
+    argv = (*recipe, f"--config.pretrained.decoder={file}", "--distill", "--out", str(out))
+    assert generate.main((*argv, "--beams", "2", "--batch_size", "2")) == 0
+    assert "3 texts written anew" in capsys.readouterr().out
+
+    def told(name):
+        return (out / name).read_text("utf-8").splitlines()
+
+    assert told("src_raw_train.txt") == sources
+    assert (told("src_raw_dev.txt"), told("tgt_raw_dev.txt")) == (sources[:2], targets[:2])
+    config.data.update({"path": str(out), "vocabulary": str(out / "vocabulary.json")})
+    again = models.texts(config)
+    assert [again.vocabulary.decode(again[i]["source"]) for i in range(3)] == sources
+    source, model = models.texts(parse_config(recipe)[0]), voi.make_model(config)
+    best = [
+        line.text
+        for written, _ in evaluation.write_all(model, config, source, 3, 2, 2)
+        for line in evaluation.lines(written, source.vocabulary)
+    ]
+    assert told("tgt_raw_train.txt") == best != targets
+
+
 def run_doors(recipe, tmp_path, capsys, *flags, judged=()):
     """Train, write and judge; returns the records of training and the results."""
     workdir = ("--workdir", str(tmp_path / "run"))

@@ -107,7 +107,7 @@ def on_white(pixels: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
     """Lays RGBA on white; RGB stays as it is."""
     if pixels.shape[2] == 3:
         return pixels
-    picture = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
     white = Image.new("RGBA", picture.size, "white")
     return np.array(Image.alpha_composite(white, picture).convert("RGB"))
 

@@ -20,7 +20,7 @@ from vljax.metrics.shape import Segmenter
 from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.clipseg import CLIPSeg, infer_shape
 from vljax.models.folders import clipseg_arguments
-from vljax.ops.inside_outside import Schedule as StrengthSchedule
+from vljax.ops.inside_outside import StrengthSchedule
 from vljax.request import File, Picture, check, option
 from vljax.systems import Result
 from vljax.systems.shape_guided.batch import Batch, Keep, Wish, make_batch, token_split

@@ -1,14 +1,18 @@
 """SDG on LSUN (bedroom, cat or horse, 256 px): the diffusion models of table 4.2.
 
-`--config configs/sdg_lsun.py` alone trains a small model on the embedded scenes;
-`--config configs/sdg_lsun.py:DIR` runs the published setting on the LMDB in DIR, as distributed
-(`bedroom_train_lmdb`, `cat`, `horse`).
+    python -m vljax.train --config configs/sdg_lsun.py:/data/bedroom_train_lmdb --workdir runs/lsun
+
+runs the published setting on the LMDB in a folder, as distributed (`bedroom_train_lmdb`, `cat`,
+`horse`). Expected by the paper, with image guidance at 200: FID 5.2 and top-1 0.45 (bedroom), 16.2
+and 0.28 (cat), 11.2 and 0.30 (horse); it has not been run here (200,000 to 500,000 steps of 256:
+days on a pod). `--config configs/sdg_lsun.py` alone is the small run of `sdg_ffhq.py`.
 """
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from vljax.config import on_scenes_without_data
 from vljax.errors import UserError
 from vljax.systems import sdg
 
@@ -16,10 +20,9 @@ from vljax.systems import sdg
 NUM_STEPS = {"bedroom": 500_000, "cat": 200_000, "horse": 250_000}
 
 
-def get_config(data_dir: str | None = None) -> ConfigDict:
+@on_scenes_without_data(sdg.get_config)
+def get_config(data_dir: str) -> ConfigDict:
     """The recipe; `data_dir` is an LSUN database whose name says which class it holds."""
-    if data_dir is None:
-        return sdg.get_config()
     name = Path(data_dir).resolve().name
     subset = next((subset for subset in NUM_STEPS if subset in name), None)
     if subset is None:

@@ -1,22 +1,25 @@
 """VOI on Django (a description of a line of code, and the line): table 3.1, second columns.
 
-`--config configs/voi_django.py:DIR` runs the published setting on the pairs in DIR
-(`src_raw_train.txt`, `tgt_raw_train.txt`, `src_raw_dev.txt`, `tgt_raw_dev.txt`);
-`--config configs/voi_django.py:small:DIR` a size that a CPU trains in an hour.
-`--config configs/voi_django.py` alone trains on the captions of embedded scenes.
+    python -m vljax.train --config configs/voi_django.py:small:/data/django --workdir runs/django
+
+trains at a size that a CPU finishes in an hour, on the pairs in a folder (`src_raw_train.txt`,
+`tgt_raw_train.txt`, `src_raw_dev.txt`, `tgt_raw_dev.txt`). Expected, one seed: BLEU 38.5, left to
+right (`--config.order=l2r`) 39.1. Without `small:` it is the published setting; expected by the
+paper: BLEU 45.9, accuracy 34.5; it has not been run here. `--config configs/voi_django.py` alone is
+the small run of `voi_coco.py`.
 """
 
 from ml_collections import ConfigDict
 
+from vljax.config import on_scenes_without_data
 from vljax.systems import voi
 
 EXAMPLES = 16_000
 
 
-def get_config(data_dir: str | None = None) -> ConfigDict:
+@on_scenes_without_data(voi.get_config)
+def get_config(data_dir: str) -> ConfigDict:
     """The recipe; `data_dir` is the folder of pairs, `small:` before it for the small size."""
-    if data_dir is None:
-        return voi.get_config()
     small = data_dir.startswith("small:")
     config = voi.get_published_config("django", data_dir.removeprefix("small:"))
     config.about = "VOI on Django, as published: Transformer-Base, K = 4, PPO."

@@ -8,11 +8,12 @@
 """
 
 import functools
-import importlib
 import json
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -92,6 +93,65 @@ def from_workdir(path: str | os.PathLike) -> ConfigDict:
     return ConfigDict(config)
 
 
-def load_system(config: ConfigDict) -> ModuleType:
-    """The module of the config's system."""
-    return importlib.import_module(f"vljax.systems.{config.system}")
+def on_scenes_without_data(
+    small: Callable[[], ConfigDict],
+) -> Callable[[Callable[[str], ConfigDict]], Callable[..., ConfigDict]]:
+    """Makes a recipe's `get_config(data_dir)` run without data, too: as `small()`, on scenes."""
+
+    def decorate(published: Callable[[str], ConfigDict]) -> Callable[..., ConfigDict]:
+        @functools.wraps(published)
+        def get_config(data_dir: str | None = None) -> ConfigDict:
+            return small() if data_dir is None else published(data_dir)
+
+        return get_config
+
+    return decorate
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+# No array has an axis of more elements.
+_LARGEST = 2**31 - 1
+
+
+def check(config: ConfigDict, recipe: ConfigDict) -> None:
+    """Refuse values of fields that no run can have, whatever the system.
+
+    Args:
+        config: The config of a run.
+        recipe: The same without a person's changes; its values tell each field's type.
+
+    Raises:
+        UserError: a number is not finite or larger than any array, a text cannot be a path, a data
+            type is none, or a sequence holds what the recipe's does not.
+    """
+    known = flatten(recipe.to_dict())
+    for name, value in flatten(config.to_dict()).items():
+        told = f"--config.{name}={value if len(str(value)) < 80 else str(value)[:77] + '...'}"
+        usual = known.get(name)
+        if name.rpartition(".")[2].endswith("dtype") and value not in DTYPES:
+            raise UserError(f"{told}: choose one of {', '.join(DTYPES)}")
+        if isinstance(value, tuple | list):
+            kinds = {_kind(one) for one in usual} if isinstance(usual, tuple | list) else set()
+            if kinds and not {_kind(one) for one in value} <= kinds:
+                raise UserError(f"{told}: give values like those of the recipe, {usual}")
+            for one in value:
+                _check_value(told, one)
+        else:
+            _check_value(told, value)
+
+
+def _kind(value: Any) -> Any:
+    """Numbers are of one kind; the kind of a sequence is that of its elements."""
+    if isinstance(value, tuple | list):
+        return tuple(_kind(one) for one in value)
+    return float if isinstance(value, int | float) else type(value)
+
+
+def _check_value(told: str, value: Any) -> None:
+    if isinstance(value, int | float):
+        if not math.isfinite(value):
+            raise UserError(f"{told}: give a finite number")
+        if abs(value) > _LARGEST:
+            raise UserError(f"{told}: give a number up to {_LARGEST:,}")
+    if isinstance(value, str) and (len(os.fsencode(value)) >= 4096 or "\0" in value):
+        raise UserError(f"{told}: no file has such a name; give another")

@@ -1,6 +1,7 @@
 """What the doors (`train`, `generate`, `evaluate`) share: flags, JAX's start, how errors end."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import functools
@@ -9,18 +10,19 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vljax import files
-from vljax.config import flatten, from_workdir, load_system
+from vljax.config import check, flatten, from_workdir
 from vljax.errors import RunError, UserError
+from vljax.request import add_flags, from_flags
+from vljax.systems import System, load_system
 from vljax.training import weights
 
 
@@ -38,7 +40,7 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
         UserError: the config file or an override is wrong.
     """
     argv = _joined(argv)
-    _check_file(argv)
+    file = _recipe_file(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["", *argv])
     try:
@@ -48,29 +50,75 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
         raise UserError(_explain(argv, error)) from error
     except (ImportError, SyntaxError) as error:
         raise UserError(f"--config cannot be read: {error}") from error
-    if config is None and any(argument.startswith("--config.") for argument in rest):
-        raise UserError("--config.FIELD=VALUE needs --config FILE.py to change: give both")
+    if file is None:
+        if any(argument.startswith("--config.") for argument in rest):
+            raise UserError("--config.FIELD=VALUE needs --config FILE.py to change: give both")
+        return None, rest
+    check(config, _recipe(file))
     return config, rest
 
 
-class Run(NamedTuple):
-    """A trained model, ready for `generate` or `evaluate`."""
+@contextlib.contextmanager
+def explaining(argv: Sequence[str]) -> Iterator[None]:
+    """What a changed config makes impossible is its author's mistake, not a traceback.
 
-    system: ModuleType
+    `check` refuses values that no run can have. Values that only together, or only in one network,
+    cannot be show when the model is built abstractly, as an error of whatever lies deepest. Where
+    the command line changes fields, the fields are named and that error is the reason; the recipe
+    as it stands is ours to keep right, and keeps its traceback.
+
+    Raises:
+        UserError: something went wrong, and the command line changes the recipe.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except (Exception, RecursionError) as error:
+        changed = [argument for argument in _joined(argv) if argument.startswith("--config")]
+        if not any("." in argument.split("=")[0] or ":" in argument for argument in changed):
+            raise
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
+        fields = " ".join(changed if len(changed) == 1 else changed[1:])
+        raise UserError(
+            f"{fields}: no model can be built of this ({type(error).__name__}: {reason}); give "
+            "values nearer to the recipe's"
+        ) from error
+
+
+class Run(NamedTuple):
+    """A trained model and what is asked of it.
+
+    Attributes:
+        system: Whose it is.
+        config: Its config.
+        model: With its weights, a run's or published ones.
+        asked: The system's `request` or `judging`, from the command line.
+        out: Where results go.
+    """
+
+    system: System
     config: ConfigDict
     model: Any
-    args: argparse.Namespace
+    asked: Any
     out: Path
 
 
-def open_run(argv: Sequence[str], prog: str, about: str | None, folder: str) -> Run:
+def open_run(
+    argv: Sequence[str],
+    prog: str,
+    about: str | None,
+    folder: str,
+    asks: Literal["request", "judging"],
+) -> Run:
     """Read the command line of a door that uses a model, and load the model.
 
     Args:
         argv: The arguments, without the program's name.
-        prog: The door's module; its last part names the system's flags (`add_generate_flags`).
+        prog: The door's module.
         about: The door's description.
         folder: Where in the workdir results go, when `--out` is not given.
+        asks: Which of the system's dataclasses the flags make.
 
     Raises:
         UserError: a flag, the config, the workdir or the weights are wrong.
@@ -93,16 +141,19 @@ def open_run(argv: Sequence[str], prog: str, about: str | None, folder: str) -> 
             parser.parse_args([argument for argument in rest if argument in ("-h", "--help")])
             raise UserError("give --workdir DIR of a training run, or --config with weights")
         config = from_workdir(workdir)
-    system = load_system(config)
-    getattr(system, f"add_{prog.rpartition('.')[2]}_flags")(parser)
+    system = load_system(config.system)
+    wanted = getattr(system, asks)
+    add_flags(parser, wanted)
     args = parser.parse_args(rest)
+    asked = from_flags(wanted, args)
     if args.out is None and workdir is None:
         raise UserError("--out is missing: give a folder for the results")
 
     start_jax(config, distributed=False)
-    skeleton = jax.eval_shape(lambda: system.make_model(config))
-    model = weights.load_model(skeleton, config, workdir)
-    return Run(system, config, model, args, args.out or workdir / folder)
+    with explaining(argv):
+        skeleton = jax.eval_shape(lambda: system.make_model(config))
+        model = weights.load_model(skeleton, config, workdir)
+    return Run(system, config, model, asked, args.out or workdir / folder)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -117,21 +168,31 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return joined
 
 
-def _config_argument(argv: Sequence[str]) -> str | None:
-    found = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-    return found[-1] if found else None
+def _recipe_file(argv: Sequence[str]) -> str | None:
+    """The value of `--config`, a file and what follows its colon; None where there is none.
 
-
-def _check_file(argv: Sequence[str]) -> None:
-    if (argument := _config_argument(argv)) is None:
-        return
-    file = argument.split(":", 1)[0]
-    if not Path(file).is_file():
+    Raises:
+        UserError: there is no such file.
+    """
+    found = [a.partition("=")[2] for a in argv if a == "--config" or a.startswith("--config=")]
+    if not found:
+        return None
+    file = found[-1].split(":", 1)[0]
+    if not file or not os.path.isfile(file):
         folder = Path(file).parent
-        others = sorted(str(p) for p in folder.glob("*.py")) if folder.is_dir() else []
+        listed = sorted(str(p) for p in folder.glob("*.py")) if os.path.isdir(folder) else []
         raise UserError(
-            f"--config={file}: no such file; recipes here: {', '.join(others) or 'none'}"
+            f"--config={file[:200]}: no such file; recipes here: {', '.join(listed) or 'none'}"
         )
+    return found[-1]
+
+
+def _recipe(file: str) -> ConfigDict:
+    """The config of `--config` as the file has it."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[""])
+    values(["", f"--config={file}"])
+    return values.config
 
 
 def _explain(argv: Sequence[str], error: Exception) -> str:
@@ -141,11 +202,9 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
             r"flag (\S+?)=(.*?): (.*)", str(error).replace("\n", " ")
         ).groups()
         return f"{field}={value}: {reason}; give a value of the field's type"
-    file = _config_argument(argv)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[""])
-    values(["", f"--config={file}"])
-    known = flatten(values.config.to_dict())
+    file = _recipe_file(argv)
+    assert file is not None
+    known = flatten(_recipe(file).to_dict())
     for argument in argv:
         if match := re.match(r"--config\.([\w.]+)", argument):
             field = match.group(1)
@@ -207,6 +266,9 @@ def door(main: Callable[[Sequence[str]], int]) -> Callable[[], None]:
             print(f"stopped: {error}", file=sys.stderr)
             code = 1
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                print(f"error: {str(error)[:200]}: give a shorter path", file=sys.stderr)
+                sys.exit(2)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             print(f"stopped: {error}: make room and start again", file=sys.stderr)

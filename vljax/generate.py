@@ -7,18 +7,28 @@ The model is a run's (`--workdir`), or published weights under a recipe
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from vljax import files
+from vljax.data.pictures.images import write_png
 from vljax.doors import door, open_run
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the door; returns the exit code.
+    """Run the door; returns the exit code. Results are written as they come.
 
     Raises:
         UserError: a flag, the config, the workdir or the weights are wrong.
     """
-    run = open_run(argv, "vljax.generate", __doc__, folder="generated")
-    run.system.generate(run.model, run.config, run.args, run.out)
-    print(f"pictures: {run.out}")
+    run = open_run(argv, "vljax.generate", __doc__, folder="generated", asks="request")
+    for result in run.system.generate(run.model, run.config, run.asked):
+        if isinstance(result.value, np.ndarray):
+            write_png(run.out / result.name, result.value, result.settings)
+        else:
+            files.write(run.out / result.name, result.value)
+            if result.label:
+                print(result.label)
+    print(f"results: {run.out}")
     return 0
 
 

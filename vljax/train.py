@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import jax
 
-from vljax.config import load_system
-from vljax.doors import door, parse_config, start_jax
+from vljax.doors import door, explaining, parse_config, start_jax
 from vljax.errors import UserError
+from vljax.systems import load_system
 from vljax.training import loop, weights
 from vljax.training.dry_run import dry_run
 from vljax.training.mesh import make_mesh
@@ -46,13 +46,14 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir is missing: give a folder for what the run leaves")
     start_jax(config, args.distributed)
 
-    system = load_system(config)
-    listed = system.stages(config)
+    system = load_system(config.system)
     mesh = make_mesh(config.mesh)
-    skeleton = jax.eval_shape(lambda: system.make_model(config))
-    stages = weights.stages_to_train(listed, skeleton, config)
     # Every mistake shows here, before anything compiles.
-    programs = [loop.make_program(stage, skeleton, config, mesh) for stage in stages]
+    with explaining(argv):
+        listed = system.stages(config)
+        skeleton = jax.eval_shape(lambda: system.make_model(config))
+        stages = weights.stages_to_train(listed, skeleton, config)
+        programs = [loop.make_program(stage, skeleton, config, mesh) for stage in stages]
     if args.dry_run:
         dry_run(stages, programs, skeleton, mesh, config)
         return 0

@@ -1,5 +1,6 @@
 """A user's mistake ends in one line that says what to do, exit code 2, before anything compiles."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import jax
 import pytest
 
 from vljax import evaluate, generate, train
+from vljax.config import flatten
+from vljax.doors import parse_config
 
 ROOT = Path(__file__).parents[2]
 FFHQ = str(ROOT / "configs" / "sdg_ffhq.py")
@@ -80,7 +83,11 @@ def _refuse_to_run(function, **options):
         raise AssertionError("a program ran before the mistake was found")
 
     refuse.lower = refuse
+    refuse.trace = lambda *shapes: JIT(function, **options).trace(*shapes)
     return refuse
+
+
+JIT = jax.jit
 
 
 def test_an_empty_folder_and_a_folder_of_other_files(capsys, monkeypatch, tmp_path):
@@ -112,3 +119,42 @@ def test_no_traceback_reaches_the_user():
     assert result.returncode == 2
     assert result.stderr.startswith("error: --config.nothing: ")
     assert result.stderr.count("\n") == 1
+
+
+TINY = {
+    "sdg_ffhq": (
+        "--config.guided=False",
+        "--config.data.image_size=16",
+        "--config.model.diffusion.channel_mult=(1.0,)",
+        "--config.model.diffusion.attention_resolutions=()",
+    ),
+    "voi_django": ("--config.model.layers=1", "--config.data.scenes.size=50"),
+}
+VALUES = (
+    *("", "-1", "0", "1e400", "nan", "9" * 30, "1.5", "none", "True", "cosine", "ünïcödé", "'"),
+    *("[]", "()", "('',)", "(1,'a')", "{}", "(((", "\x01", "/no/such/place", "x" * 5000),
+)
+
+
+def fields(recipe):
+    config, _ = parse_config(("--config", str(ROOT / "configs" / f"{recipe}.py")))
+    return sorted(flatten(config.to_dict()))
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_value_of_any_field_ends_in_a_traceback(count, capsys, monkeypatch):
+    """A run that a value allows is built and told (`--dry_run`); any other is refused in words."""
+    draw = random.Random(0)
+    known = {recipe: fields(recipe) for recipe in TINY}
+    refused = 0
+    for _ in range(count):
+        recipe = draw.choice(sorted(TINY))
+        field, value = draw.choice(known[recipe]), draw.choice(VALUES)
+        argv = ("--config", str(ROOT / "configs" / f"{recipe}.py"), *TINY[recipe], "--dry_run")
+        code, error = knock(capsys, monkeypatch, train, *argv, f"--config.{field}={value}")
+        assert code in (0, 2), (field, value, error)
+        if code == 2:
+            refused += 1
+            assert error.startswith("error: "), (field, value, error)
+            assert field.partition(".")[2].rpartition(".")[2] in error or field in error, error
+    assert refused > count // 4

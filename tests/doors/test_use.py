@@ -75,7 +75,7 @@ def test_a_picture_does_not_depend_on_its_batch(model_flags, tmp_path):
 def test_evaluate_writes_its_tables(model_flags, tmp_path):
     flags = ("--num_images", "6", "--batch_size", "4", "--steps", "2", "--bits_steps", "5")
     assert evaluate.main((*model_flags, *flags, "--out", str(tmp_path))) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "results.json").read_text())["notes"]
     assert results["images"] == 6
     # A network that predicts zero codes a picture in no fewer bits than its pixels have.
     assert results["bits_per_dimension"] > 8.0

@@ -166,7 +166,7 @@ def test_evaluate_writes_the_papers_tables(workdir, tmp_path):
     flags = ("--num_images", "4", "--batch_size", "6", "--steps", "2", "--bits_steps", "2")
     assert evaluate.main(("--workdir", str(workdir), "--out", str(tmp_path), *flags)) == 0
     results = json.loads((tmp_path / "results.json").read_text())
-    rows = {row["method"]: row for row in results[TEXT] if row["source"] == "here"}
+    rows = {row["method"]: row for row in results["tables"][TEXT] if row["source"] == "here"}
     assert list(rows) == [
         "SDG, text (0)",
         "SDG, text (5)",
@@ -178,10 +178,10 @@ def test_evaluate_writes_the_papers_tables(workdir, tmp_path):
         assert 0 <= row["top1"] <= row["top5"] <= row["top20"] <= 1
         assert row["FID"] > 0
         assert {"diversity", "CLIP score", "R-precision", "both right"} <= set(row)
-    published = {(row["data"], row["method"]): row for row in results[IMAGE]}
+    published = {(row["data"], row["method"]): row for row in results["tables"][IMAGE]}
     assert published["FFHQ", "SDG"]["FID"] == 14.37
     assert published["scenes", "ILVR (N=4)"]["diversity"] >= 0
-    assert results["judged by"]["FID"].startswith("stand-in")
+    assert results["notes"]["judged by"]["FID"].startswith("stand-in")
     table = (tmp_path / "results.md").read_text()
     assert "| SDG, text (5) | here | scenes |" in table
     figures = sorted(path.stem for path in tmp_path.glob("figure_*.png"))

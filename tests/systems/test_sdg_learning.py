@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def rows(learn, tmp_path_factory):
     """The rows of both tables by method."""
     results = learn(CONFIG, tmp_path_factory.mktemp("sdg"))
-    lines = results[TEXT] + results[IMAGE]
+    lines = results["tables"][TEXT] + results["tables"][IMAGE]
     return {row["method"]: row for row in lines if row["source"] == "here"}
 
 

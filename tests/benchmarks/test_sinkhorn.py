@@ -6,9 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ott.geometry.geometry import Geometry
-from ott.problems.linear.linear_problem import LinearProblem
-from ott.solvers.linear.sinkhorn import Sinkhorn
 
 from vljax.ops.sinkhorn import sinkhorn
 
@@ -17,14 +14,16 @@ ROUNDS = 30
 
 def ott(lse_mode: bool):
     """ott-jax at exactly 20 iterations, its convergence checks off."""
-    solver = Sinkhorn(
+    geometry = pytest.importorskip("ott.geometry.geometry")
+    problems = pytest.importorskip("ott.problems.linear.linear_problem")
+    solver = pytest.importorskip("ott.solvers.linear.sinkhorn").Sinkhorn(
         lse_mode=lse_mode, threshold=-1.0, min_iterations=20, max_iterations=20, inner_iterations=20
     )
 
     def solve(x):
         ones = jnp.ones(x.shape[-1])
-        problem = LinearProblem(Geometry(cost_matrix=-x, epsilon=1.0), a=ones, b=ones)
-        return solver(problem).matrix
+        costs = geometry.Geometry(cost_matrix=-x, epsilon=1.0)
+        return solver(problems.LinearProblem(costs, a=ones, b=ones)).matrix
 
     return jax.jit(jax.vmap(solve))
 
@@ -34,12 +33,11 @@ def test_three_times_as_fast_as_ott():
     x = jax.random.normal(jax.random.key(0), (256, 64, 64)) * 3
     runs = {
         "vljax": jax.jit(sinkhorn),
-        "vljax, log form": jax.jit(lambda x: sinkhorn(x, method="log")),
         "ott-jax": ott(lse_mode=True),  # its default
         "ott-jax, kernel form": ott(lse_mode=False),
     }
     results = {name: np.asarray(run(x)) for name, run in runs.items()}
-    for name in ("vljax, log form", "ott-jax", "ott-jax, kernel form"):
+    for name in ("ott-jax", "ott-jax, kernel form"):
         np.testing.assert_allclose(results[name], results["vljax"], atol=2e-6, err_msg=name)
     times = {name: [] for name in runs}
     for _ in range(ROUNDS):  # interleaved, so that a busy machine is busy for all

@@ -18,13 +18,13 @@ from vljax.data.text.tokenizers import train_tokenizer
 from vljax.errors import UserError
 from vljax.models.clipseg import (
     CLIPSeg,
-    infer_shape,
     resample_positions,
-    segmentation_loss,
 )
 from vljax.models.folders import clipseg_arguments
 from vljax.models.parameters import named_parameters
 from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
+from vljax.systems.shape_guided.training import segmentation_loss
+from vljax.systems.shape_guided.use import infer_shape
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 

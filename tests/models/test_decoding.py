@@ -71,7 +71,7 @@ def wide(cache, penalty):
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, -2.0])
 def test_a_wide_beam_finds_the_best_of_all_sequences(penalty):
-    found = wide(start([0, 1]), np.float32(penalty))
+    found = jax.tree.map(np.asarray, wide(start([0, 1]), np.float32(penalty)))
     for row in range(2):
         # Of 27 beams none that could win is pushed out: so many prefixes of three words there are.
         expected = {
@@ -90,8 +90,8 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(penalty):
             found.log_prob[row], [every(row)[tokens] for tokens in beams], atol=1e-5
         )
         np.testing.assert_array_equal(found.finished[row], [END in tokens for tokens in beams])
-        beyond = np.arange(ROOM) >= np.asarray(found.length[row])[:, None]
-        assert (np.asarray(found.tokens[row])[beyond] == -7).all()
+        beyond = np.arange(ROOM) >= found.length[row][:, None]
+        assert (found.tokens[row][beyond] == -7).all()
         if penalty == 0:
             assert beams[:10] == ranked[:10]
 
@@ -131,7 +131,7 @@ def draws(seed, temperature=1.0, top_k=0, top_p=1.0, rows=4000):
     """Rows in turn of both sources; their table first, for one program serves all of them."""
     keys = jax.random.split(jax.random.key(seed), rows)
     knobs = np.float32(temperature), np.int32(top_k), np.float32(top_p)
-    return drawn(start(np.arange(rows) % 2), keys, *knobs)
+    return jax.tree.map(np.asarray, drawn(start(np.arange(rows) % 2), keys, *knobs))
 
 
 def test_samples_follow_the_decoder():
@@ -140,7 +140,7 @@ def test_samples_follow_the_decoder():
     for row in range(2):
         counts = dict.fromkeys(every(row), 0)
         for tokens, length in zip(found.tokens[row::2], found.length[row::2], strict=True):
-            counts[told(np.asarray(tokens), int(length))] += 1
+            counts[told(tokens, length)] += 1
         expected = {tokens: 2000 * np.exp(value) for tokens, value in every(row).items()}
         common = [tokens for tokens in counts if expected[tokens] > 5]
         rest = 2000 - sum(expected[t] for t in common), 2000 - sum(counts[t] for t in common)

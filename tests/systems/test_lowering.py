@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.lowering import PLATFORMS, lower_gradient, lower_instead, lower_step
+from tests.lowering import PLATFORMS, lower, lower_gradient, lower_instead, lower_step
 from vljax.data.text.vocabulary import learn_words
 from vljax.doors import parse_config
-from vljax.systems import load_system
+from vljax.systems import load_system, shape_guided
 from vljax.systems.sdg import model as sdg
+from vljax.systems.shape_guided.batch import Wish, make_batch
+from vljax.systems.shape_guided.method import generate, invert
+from vljax.systems.shape_guided.model import make_process, make_tokenizer
 from vljax.systems.voi import use as voi
 from vljax.training.weights import stages_to_train
 
@@ -156,3 +159,23 @@ def test_requests_of_voi(opened, monkeypatch):
         assert written.name == "written.json"
         (program,) = lowered
         assert is_fused(program) == (config.model.dtype == "bfloat16"), name
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "shape_guided_coco", slow=False)
+    + cases("published", "shape_guided_coco", slow=True),
+    indirect=True,
+)
+def test_edits_of_shape_guided(opened):
+    config, _, skeleton = opened
+    sd, side = skeleton.sd, config.data.image_size
+    image, shape = np.zeros((1, side, side, 3), np.uint8), np.ones((1, side, side), bool)
+    tokenizer = make_tokenizer(shape_guided.get_config())
+    batch = make_batch(tokenizer, sd.tokens, image, shape, [Wish("a circle", "a star")])
+    process = make_process(config, "leading4")
+    latents = jax.eval_shape(lambda sd: sd.encode(np.zeros(image.shape, np.float32)), sd)
+    inverted = jax.ShapeDtypeStruct((5, *latents.shape), np.float32)
+    for program, given in ((invert, ()), (generate, (inverted,))):
+        fused = is_fused(lower(program, sd, process, batch, *given))
+        assert fused == (config.model.unet.dtype == "bfloat16")

@@ -12,28 +12,26 @@ OpenAI's (see `vljax.models.clip`) in the CLIP; loading brings a folder's to the
     arguments = clipseg_arguments(folder)
     model = jax.eval_shape(lambda: CLIPSeg(**arguments, rngs=nnx.Rngs(0)))
     model = pretrained.load(model, folder)
-    mask = infer_shape(model, open_tokenizer(folder), picture, "dog")
+    logits = model(images, open_tokenizer(folder)(["dog"], model.clip.context_length))
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clip_towers import VisionTransformer
 from vljax.models.layers import Conv, LayerNorm, Linear, apply, fan_in_uniform
 from vljax.ops.attention import attention
-from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise, to_unit
+from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise
 
 
 class SelfAttention(nnx.Module):
@@ -195,7 +193,7 @@ class CLIPSeg(nnx.Module):
         decoder_hidden: Features inside the decoder's MLPs.
         conditional_layer: The decoder layer, from 0, before which the text comes in.
         refined: Enlarge in two learned steps, as `clipseg-rd64-refined` does, not in one.
-        input_size: Side at which `infer_shape` shows pictures to the model.
+        input_size: Side at which pictures of any size are shown to the model.
         dtype: Compute dtype; logits are float32 whatever it is.
         towers: Further arguments of `CLIP`. Its `image_size` is the side of the pictures that the
             positional embedding was made for; pictures of other sides use it resampled.
@@ -352,68 +350,3 @@ def _cubic_weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
                 weight = a * (((d - 5) * d + 8) * d - 4)
             weights[i, min(max(j, 0), old - 1)] += weight
     return weights.astype(np.float32)
-
-
-# Training --------------------------------------------------------------------------------------
-
-
-def segmentation_loss(
-    model: CLIPSeg, batch: Mapping[str, Array]
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Binary cross-entropy of every pixel, the paper's loss.
-
-    Args:
-        model: The model.
-        batch: `image` uint8 [b s s 3], `tokens` int [b n] and `mask` bool [b s s], the pixels that
-            the text names (see `vljax.data.pictures.shape_prompts.named_object`).
-
-    Returns:
-        The mean over pixels, and `iou`: the mean overlap of the masks at probability 1/2 with the
-        true ones (1 where both are empty).
-    """
-    images = to_unit(batch["image"])
-    logits, mask = model(images, batch["tokens"]), batch["mask"].astype(bool)
-    loss = optax.sigmoid_binary_cross_entropy(logits, mask.astype(jnp.float32)).mean()
-    found = logits > 0
-    both, either = (found & mask).sum((1, 2)), (found | mask).sum((1, 2))
-    return loss, {"iou": jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0).mean()}
-
-
-# Use -------------------------------------------------------------------------------------------
-
-
-def infer_shape(
-    model: CLIPSeg,
-    tokenizer: Callable[[Sequence[str], int], Int[np.ndarray, "b n"]],
-    picture: UInt8[np.ndarray, "h w 3"],
-    text: str,
-    threshold: float = 0.5,
-) -> Bool[np.ndarray, "h w"]:
-    """InferShape: the pixels of a picture that a text names, at the picture's own size.
-
-    As published, the picture is shown stretched to a square of `model.input_size`.
-
-    Args:
-        model: The model.
-        tokenizer: Texts and a length to tokens, see `vljax.data.text.tokenizers`.
-        picture: Any size.
-        text: What to look for, such as the source prompt.
-        threshold: Least probability of a pixel that belongs to it, between 0 and 1.
-
-    Raises:
-        UserError: the threshold is no probability.
-    """
-    if not 0 < threshold < 1:
-        raise UserError(f"threshold={threshold}: choose a probability between 0 and 1")
-    size = (model.input_size, model.input_size)
-    shown = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
-    images = to_unit(np.asarray(shown))[None]
-    logits = _logits(model, images, tokenizer([text], model.clip.context_length))
-    height, width = picture.shape[:2]
-    full = Image.fromarray(np.asarray(logits[0])).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(full) > math.log(threshold / (1 - threshold))
-
-
-@jax.jit
-def _logits(model: CLIPSeg, images: Array, tokens: Array) -> Array:
-    return model(images, tokens)

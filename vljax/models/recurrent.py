@@ -8,7 +8,7 @@ backward pass, the gradient of the recurrent weight as one product over all step
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,18 @@ LSTMState = tuple[Float[Array, "b h"], Float[Array, "b h"]]
 
 State = TypeVar("State", bound=tuple[Array, ...])
 
-# (projected input, recurrent product, state) -> state; states begin with what is put out.
-Cell = Callable[[Array, Array, Any], Any]
+
+class Cell(NamedTuple):
+    """The elementwise part of a step.
+
+    Attributes:
+        join: From the projected input and the product with the state to what the gates read: their
+            sum, or the two where a gate treats them differently.
+        advance: From that and a state to the next; a state begins with what is put out.
+    """
+
+    join: Callable[[Array, Array], tuple[Array, ...]]
+    advance: Callable[[tuple[Array, ...], Any], Any]
 
 
 class LSTM(nnx.Module):
@@ -58,7 +68,7 @@ class LSTM(nnx.Module):
     def step(self, x: Float[Array, "b i"], state: LSTMState) -> LSTMState:
         """The state after one more input; its first part is what is put out."""
         projected = project(x, self.weight_ih[...].astype(x.dtype))
-        return _lstm_cell(projected, self._recurrent(state[0]), state)
+        return _LSTM.advance(_LSTM.join(projected, self._recurrent(state[0])), state)
 
     def __call__(
         self,
@@ -79,7 +89,7 @@ class LSTM(nnx.Module):
         """
         state = self.start(x.shape[0], x.dtype) if state is None else state
         return _read(
-            _lstm_cell,
+            _LSTM,
             project(jnp.swapaxes(x, 0, 1), self.weight_ih[...].astype(x.dtype)),
             self.weight_hh[...],
             self.bias[...],
@@ -139,7 +149,7 @@ class GRU(nnx.Module):
     ) -> tuple[Float[Array, "b h"]]:
         """The state after one more input; its only part is what is put out."""
         recurrent = _recurrent(state[0], self.weight_hh[...], self.bias_hh[...])
-        return _gru_cell(self._projected(x), recurrent, state)
+        return _GRU.advance(_GRU.join(self._projected(x), recurrent), state)
 
     def __call__(
         self,
@@ -150,7 +160,7 @@ class GRU(nnx.Module):
         """Read a sequence; see `LSTM.__call__`."""
         state = self.start(x.shape[0], x.dtype) if state is None else state
         projected = self._projected(jnp.swapaxes(x, 0, 1))
-        return _read(_gru_cell, projected, self.weight_hh[...], self.bias_hh[...], state, mask)
+        return _read(_GRU, projected, self.weight_hh[...], self.bias_hh[...], state, mask)
 
     def _projected(self, x: Float[Array, "*b i"]) -> Float[Array, "*b n"]:
         weight, bias = self.weight_ih[...].astype(x.dtype), self.bias_ih[...].astype(x.dtype)
@@ -177,20 +187,23 @@ def _recurrent(
     return h @ weight.astype(h.dtype) + bias.astype(h.dtype)
 
 
-def _lstm_cell(projected: Array, recurrent: Array, state: LSTMState) -> LSTMState:
-    gates = projected.astype(jnp.float32) + recurrent.astype(jnp.float32)
-    size = gates.shape[-1] // 4
-    i, f, o = jnp.split(jax.nn.sigmoid(gates[..., : 3 * size]), 3, axis=-1)
-    c = f * state[1] + i * jnp.tanh(gates[..., 3 * size :])
+def _advance_lstm(gates: tuple[Array, ...], state: LSTMState) -> LSTMState:
+    total = gates[0].astype(jnp.float32)
+    size = total.shape[-1] // 4
+    i, f, o = jnp.split(jax.nn.sigmoid(total[..., : 3 * size]), 3, axis=-1)
+    c = f * state[1] + i * jnp.tanh(total[..., 3 * size :])
     return (o * jnp.tanh(c)).astype(state[0].dtype), c
 
 
-def _gru_cell(projected: Array, recurrent: Array, state: tuple[Array]) -> tuple[Array]:
-    r_x, z_x, n_x = jnp.split(projected.astype(jnp.float32), 3, axis=-1)
-    r_h, z_h, n_h = jnp.split(recurrent.astype(jnp.float32), 3, axis=-1)
-    z = jax.nn.sigmoid(z_x + z_h)
-    n = jnp.tanh(n_x + jax.nn.sigmoid(r_x + r_h) * n_h)
+def _advance_gru(gates: tuple[Array, ...], state: tuple[Array]) -> tuple[Array]:
+    x, h = (jnp.split(side.astype(jnp.float32), 3, axis=-1) for side in gates)
+    r, z = (jax.nn.sigmoid(x[gate] + h[gate]) for gate in (0, 1))
+    n = jnp.tanh(x[2] + r * h[2])
     return (((1 - z) * n + z * state[0].astype(jnp.float32)).astype(state[0].dtype),)
+
+
+_LSTM = Cell(lambda projected, recurrent: (projected + recurrent,), _advance_lstm)
+_GRU = Cell(lambda projected, recurrent: (projected, recurrent), _advance_gru)
 
 
 def _read(
@@ -220,11 +233,9 @@ def _recur(
     return _forward(cell, projected, weight, bias, state, keep)[0]
 
 
-def _kept(
-    cell: Cell, projected: Array, recurrent: Array, state: State, keep: Array | None
-) -> State:
-    """The cell where the step is none of padding, else the state as it was."""
-    new = cell(projected, recurrent, state)
+def _kept(cell: Cell, gates: tuple[Array, ...], state: State, keep: Array | None) -> State:
+    """The next state where the step is none of padding, else the state as it was."""
+    new = cell.advance(gates, state)
     if keep is None:
         return new
     return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state)
@@ -233,37 +244,36 @@ def _kept(
 def _forward(
     cell: Cell, projected: Array, weight: Array, bias: Array, state: State, keep: Array | None
 ) -> tuple[State, tuple[Any, ...]]:
-    def step(state: State, inputs: tuple[Array, Array | None]) -> tuple[State, tuple[State, Array]]:
+    def step(state: State, inputs: tuple[Array, Array | None]) -> tuple[State, tuple[State, Any]]:
         x, kept = inputs
-        recurrent = _recurrent(state[0], weight, bias)
-        state = _kept(cell, x, recurrent, state, kept)
-        return state, (state, recurrent)
+        gates = cell.join(x, _recurrent(state[0], weight, bias))
+        state = _kept(cell, gates, state, kept)
+        return state, (state, gates)
 
-    _, (states, recurrent) = lax.scan(step, state, (projected, keep))
-    return states, (projected, weight, bias, state, keep, states, recurrent)
+    _, (states, gates) = lax.scan(step, state, (projected, keep))
+    return states, (weight, bias, state, keep, states, gates)
 
 
 def _backward(
     cell: Cell, residuals: tuple[Any, ...], gradients: State
 ) -> tuple[Array, Array, Array, State, None]:
-    projected, weight, bias, start, keep, states, recurrent = residuals
+    weight, bias, start, keep, states, gates = residuals
     before = jax.tree.map(lambda s, all_: jnp.concatenate([s[None], all_[:-1]]), start, states)
-    transposed = weight.T
 
-    def step(gradient: Any, inputs: tuple[Any, ...]) -> tuple[Any, tuple[Array, Array]]:
-        x, product, state, kept, here = inputs
-        pull = jax.vjp(lambda x, r, s: _kept(cell, x, r, s, kept), x, product, state)[1]
-        to_x, to_product, before = pull(jax.tree.map(jnp.add, gradient, here))
-        back = to_product @ transposed.astype(to_product.dtype)
-        return (before[0] + back, *before[1:]), (to_x, to_product)
+    def step(gradient: Any, inputs: tuple[Any, ...]) -> tuple[Any, tuple[Array, ...]]:
+        here, gates, state, kept = inputs
+        pull = jax.vjp(lambda gates, state: _kept(cell, gates, state, kept), gates, state)[1]
+        to_gates, to_state = pull(jax.tree.map(jnp.add, gradient, here))
+        # The product's gradient is the last one: of the sum, or its own.
+        back = to_gates[-1] @ weight.T.astype(to_gates[-1].dtype)
+        return (to_state[0] + back, *to_state[1:]), to_gates
 
     zeros = jax.tree.map(jnp.zeros_like, start)
-    inputs = (projected, recurrent, before, keep, gradients)
-    to_start, (to_projected, to_product) = lax.scan(step, zeros, inputs, reverse=True)
-    rows = to_product.reshape(-1, to_product.shape[-1])
+    to_start, to_gates = lax.scan(step, zeros, (gradients, gates, before, keep), reverse=True)
+    rows = to_gates[-1].reshape(-1, to_gates[-1].shape[-1])
     to_weight = before[0].reshape(-1, before[0].shape[-1]).T @ rows
     to_bias = rows.sum(0, dtype=jnp.float32).astype(bias.dtype)
-    return to_projected, to_weight.astype(weight.dtype), to_bias, to_start, None
+    return to_gates[0], to_weight.astype(weight.dtype), to_bias, to_start, None
 
 
 _recur.defvjp(_forward, _backward)

@@ -34,7 +34,7 @@ from vljax.ops.attention import attention, cudnn_serves
 TOKENS = 77
 SPLIT = (38, 38)
 
-Schedule = Literal["constant", "linear", "cosine", "exponential"]
+StrengthSchedule = Literal["constant", "linear", "cosine", "exponential"]
 
 
 class SideMask(NamedTuple):
@@ -102,7 +102,7 @@ def token_mask(
 
 
 def schedule_strength(
-    schedule: Schedule, progress: Float[Array, "*b"] | float
+    schedule: StrengthSchedule, progress: Float[Array, "*b"] | float
 ) -> Float[Array, "*b"]:
     """How strongly self-attention is masked at a moment of the generation (published code).
 
@@ -157,7 +157,7 @@ def resize_nearest(
     mask: Float[Array, "*b h w"],
     size: tuple[int, int],
     *,
-    rule: Literal["corner", "centre"] = "corner",
+    rule: Literal["corner", "centre"],
 ) -> Float[Array, "*b h2 w2"]:
     """Bring a mask to a layer's resolution by picking pixels.
 
@@ -203,19 +203,6 @@ def inside_outside_attention(
     products = _two_products(query, key, values, scale)
     share = mask.query[..., None, None]
     return (share * products[..., 0, :] + (1.0 - share) * products[..., 1, :]).astype(query.dtype)
-
-
-def inside_outside_reference(
-    query: Float[Array, "b q h d"],
-    key: Float[Array, "b k h d"],
-    value: Float[Array, "b k h e"],
-    mask: SideMask,
-    *,
-    scale: float | None = None,
-) -> Float[Array, "b q h e"]:
-    """What `inside_outside_attention` computes, as algorithm 3 says it, the masked map stored."""
-    weights = inside_outside_weights(query, key, mask, scale=scale)
-    return jnp.einsum("bhqk,bkhe->bqhe", weights, value.astype(jnp.float32)).astype(query.dtype)
 
 
 def inside_outside_weights(

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vljax.ops.assignment import linear_sum_assignment
-from vljax.ops.permanent import log_bethe_permanent, log_permanent
+from vljax.ops.permanent import log_bethe_permanent
 from vljax.ops.sinkhorn import mask_logits, sinkhorn
 
 # Below this the exponential of the KL term goes on as its tangent. (The published program clips
@@ -142,25 +142,20 @@ class GumbelMatching:
         """⟨X, P⟩ over positions that may move: the unnormalised log-probability."""
         return _gather(self.logits, permutation, self.mask)
 
-    def log_normalizer(self, num_iters: int = 30, *, exact: bool = False) -> Float[Array, "*b"]:
-        """Computes log perm(exp X): by belief propagation, or exactly where n is at most 16."""
-        if exact:
-            return log_permanent(self.logits, self.mask)
-        return log_bethe_permanent(self.logits, num_iters, self.mask)
-
     def log_prob(
-        self, permutation: Int[Array, "*sb n"], num_iters: int = 30, *, exact: bool = False
+        self, permutation: Int[Array, "*sb n"], num_iters: int = 30
     ) -> Float[Array, "*sb"]:
         """⟨X, P⟩ − log perm(exp X), the Gibbs log-probability.
 
-        With the Bethe permanent, which is too small by at most (√2)ⁿ, it is too large by at most
-        n/2 · log 2. Its gradient in X is P − B, B being the (Bethe) marginals.
+        The permanent is Bethe's, by `num_iters` belief propagations: too small by at most (√2)ⁿ, so
+        this is too large by at most n/2 · log 2. Its gradient in X is P − B, B being the Bethe
+        marginals.
         """
         # The row maxima cancel; taken off first they leave float32 the digits that matter.
         x = mask_logits(self.logits, self.mask)
         top = lax.stop_gradient(x.max(-1, keepdims=True))
         centred = GumbelMatching(x - jnp.where(jnp.isfinite(top), top, 0), self.mask)
-        normalizer = centred.log_normalizer(num_iters, exact=exact)
+        normalizer = log_bethe_permanent(centred.logits, num_iters, self.mask)
         return centred.log_potential(permutation) - normalizer
 
     def kl_divergence(self) -> Float[Array, "*b"]:
@@ -170,11 +165,6 @@ class GumbelMatching:
         samples of X = 0 are uniform, so log n! less this is a lower bound of their entropy.
         """
         return GumbelSinkhorn(self.logits, self.mask).kl_divergence()
-
-    def entropy_bound(self) -> Float[Array, "*b"]:
-        """Lower bound of the entropy of the samples, in nats: log n! − `kl_divergence()`."""
-        kl = self.kl_divergence()
-        return _log_factorial(self.mask, self.logits.shape[-1], kl.dtype) - kl
 
 
 @jax.tree_util.register_dataclass
@@ -221,11 +211,6 @@ class PlackettLuce:
         kl = gumbel_kl(jnp.where(self.mask, self.logits, 0))
         return jnp.where(self.mask, kl, 0).sum(-1)
 
-    def entropy_bound(self) -> Float[Array, "*b"]:
-        """Lower bound of the entropy, in nats: log n! − `kl_divergence()`."""
-        kl = self.kl_divergence()
-        return _log_factorial(self.mask, self.logits.shape[-1], kl.dtype) - kl
-
     def _scores(self) -> Array:
         return self.logits.astype(jnp.promote_types(self.logits.dtype, jnp.float32))
 
@@ -250,8 +235,3 @@ def _gather(logits: Array, permutation: Array, mask: Array | None) -> Array:
     logits = jnp.broadcast_to(logits, (*permutation.shape, logits.shape[-1]))
     chosen = jnp.take_along_axis(logits, permutation[..., None], axis=-1)[..., 0]
     return (chosen if mask is None else jnp.where(mask, chosen, 0)).sum(-1)
-
-
-def _log_factorial(mask: Array | None, n: int, dtype: jnp.dtype) -> Array:
-    count = jnp.asarray(n, dtype) if mask is None else mask.sum(-1).astype(dtype)
-    return lax.lgamma(count + 1)

@@ -302,8 +302,7 @@ def named_object(
 
     Returns:
         `transform(example, rng) -> {"image", "tokens", "mask"}` of examples of `Scenes` with the
-        fields `image`, `class_ids` and `masks`, as `vljax.models.clipseg.segmentation_loss` takes
-        them.
+        fields `image`, `class_ids` and `masks`, as the segmenter's loss takes them.
     """
     if not 0 <= absent < 1:
         raise UserError(f"absent={absent}: choose a share from 0 to less than 1")

@@ -171,7 +171,7 @@ def judge(model: ShapeGuided, config: ConfigDict, judging: Judging) -> Report:
     if model.segmenter is None and not judging.segmenter:
         lacking["inferred"] = "--segmenter=FOLDER"
     edits = open_edits(config, judging.num_images)
-    judge = Judge(model, config, judging, edits, clip)
+    jury = Judge(model, config, judging, edits, clip)
     asked = [
         trial
         for trial in TRIALS
@@ -184,18 +184,18 @@ def judge(model: ShapeGuided, config: ConfigDict, judging: Judging) -> Report:
         pairs = zip(edits.image, edits.wishes, strict=True)
         shapes["inferred"] = np.stack([found(picture, wish.source) for picture, wish in pairs])
     made = _make_pictures(model, config, judging, edits, shapes, asked, clip)
-    columns = {trial: judge.columns(made[trial]) for trial in made if not trial.idle}
+    columns = {trial: jury.columns(made[trial]) for trial in made if not trial.idle}
     sheet = [
         ("before", edits.image[:8]),
         ("shape", np.repeat(np.uint8(255) * edits.shape[:8, ..., None], 3, axis=-1)),
         *((f"{trial.name}, {trial.kind} shape", made[trial][:8]) for trial in made),
     ]
-    rows = [judge.row("", "Real images", edits.image, judge.columns(edits.image))]
-    rows += [judge.row(t.kind, t.name, made[t], seen) for t, seen in columns.items()]
+    rows = [jury.row("", "Real images", edits.image, jury.columns(edits.image))]
+    rows += [jury.row(t.kind, t.name, made[t], seen) for t, seen in columns.items()]
     notes = {
         "edits": len(edits.image),
-        "segmenter": judge.segmenter_name,
-        "FID": judge.fid_name,
+        "segmenter": jury.segmenter_name,
+        "FID": jury.fid_name,
         "not made": {name: f"needs {flag}" for name, flag in lacking.items()},
         "reconstruction PSNR": {
             METHODS[trial.method].label: float(psnr(pictures, edits.image).mean())
@@ -203,11 +203,8 @@ def judge(model: ShapeGuided, config: ConfigDict, judging: Judging) -> Report:
             if trial.idle
         },
     }
-    return Report(
-        (*rows, *PAPER, *_gains(columns)),
-        {name: note for name, note in notes.items() if note != {}},
-        {"edits": contact_sheet(sheet)},
-    )
+    figures = {"edits": contact_sheet(sheet)}
+    return Report((*rows, *PAPER, *_gains(columns)), notes, figures)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ from vljax.diffusion.progress import Progress
 from vljax.diffusion.samplers import ddim, ddim_inversion
 from vljax.models.control import Control, Place, inside_outside, plain
 from vljax.models.stable_diffusion import StableDiffusion, with_and_without
-from vljax.ops.inside_outside import Schedule as StrengthSchedule
-from vljax.ops.inside_outside import schedule_strength
+from vljax.ops.inside_outside import StrengthSchedule, schedule_strength
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.shape_guided.batch import Batch, at_latents, embed, token_split
 

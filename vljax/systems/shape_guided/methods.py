@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vljax.diffusion.progress import progress_bar
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
-from vljax.ops.inside_outside import Schedule as StrengthSchedule
+from vljax.ops.inside_outside import StrengthSchedule
 from vljax.systems.shape_guided.baselines import (
     SDEDIT_STRENGTH,
     edit_by_blended_diffusion,

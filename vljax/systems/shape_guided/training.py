@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
@@ -22,7 +23,7 @@ from vljax.diffusion.samplers import ddim
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
-from vljax.models.clipseg import segmentation_loss
+from vljax.models.clipseg import CLIPSeg
 from vljax.models.control import drop_keys
 from vljax.models.stable_diffusion import inpainting_network, widened, with_and_without
 from vljax.ops.pixels import to_pixels, to_unit
@@ -151,8 +152,30 @@ def inpaint_start(model: ShapeGuided) -> ShapeGuided:
     return begun
 
 
+def segmentation_loss(
+    model: CLIPSeg, batch: dict[str, Array]
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Binary cross-entropy of every pixel (Lüddecke & Ecker 2022, section 4).
+
+    Args:
+        model: The model.
+        batch: `image` uint8 [b s s 3], `tokens` int [b n] and `mask` bool [b s s], the pixels that
+            the text names (see `vljax.data.pictures.shape_prompts.named_object`).
+
+    Returns:
+        The mean over pixels, and `iou`: the mean overlap of the masks at probability 1/2 with the
+        true ones (1 where both are empty).
+    """
+    images = to_unit(batch["image"])
+    logits, mask = model(images, batch["tokens"]), batch["mask"].astype(bool)
+    loss = optax.sigmoid_binary_cross_entropy(logits, mask.astype(jnp.float32)).mean()
+    found = logits > 0
+    both, either = (found & mask).sum((1, 2)), (found | mask).sum((1, 2))
+    return loss, {"iou": jnp.where(either > 0, both / jnp.maximum(either, 1), 1.0).mean()}
+
+
 def segmenter_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
-    """CLIPSeg's."""
+    """CLIPSeg's, see `segmentation_loss`."""
     assert model.segmenter is not None
     return segmentation_loss(model.segmenter, batch)
 

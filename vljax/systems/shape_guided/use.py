@@ -1,5 +1,6 @@
 """What a person asks of Shape-Guided Diffusion: edit a photograph by a mask and words."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard, get_args
@@ -18,9 +19,10 @@ from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
 from vljax.errors import UserError
 from vljax.metrics.shape import Segmenter
 from vljax.models.clip import CLIP, PUBLISHED
-from vljax.models.clipseg import CLIPSeg, infer_shape
+from vljax.models.clipseg import CLIPSeg
 from vljax.models.folders import clipseg_arguments
-from vljax.ops.inside_outside import Schedule as StrengthSchedule
+from vljax.ops.inside_outside import StrengthSchedule
+from vljax.ops.pixels import to_unit
 from vljax.request import File, Picture, check, option
 from vljax.systems import Result
 from vljax.systems.shape_guided.batch import Batch, Keep, Wish, make_batch, token_split
@@ -225,6 +227,38 @@ def find_segmenter(model: ShapeGuided, config: ConfigDict, folder: str | None) -
         )
     tokenizer = tokenizer or make_tokenizer(config)
     return lambda picture, text: infer_shape(network, tokenizer, picture, text)
+
+
+def infer_shape(
+    model: CLIPSeg,
+    tokenizer: Tokenizer,
+    picture: UInt8[np.ndarray, "h w 3"],
+    text: str,
+    threshold: float = 0.5,
+) -> Bool[np.ndarray, "h w"]:
+    """InferShape: the pixels of a picture that a text names, at the picture's own size.
+
+    As published, the picture is shown stretched to a square of `model.input_size`.
+
+    Args:
+        model: The model.
+        tokenizer: Texts and a length to tokens, see `vljax.data.text.tokenizers`.
+        picture: Any size.
+        text: What to look for, such as the source prompt.
+        threshold: Least probability of a pixel that belongs to it, between 0 and 1.
+
+    Raises:
+        UserError: the threshold is no probability.
+    """
+    if not 0 < threshold < 1:
+        raise UserError(f"threshold={threshold}: choose a probability between 0 and 1")
+    size = (model.input_size, model.input_size)
+    shown = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
+    images = to_unit(np.asarray(shown))[None]
+    logits = jax.jit(CLIPSeg.__call__)(model, images, tokenizer([text], model.clip.context_length))
+    height, width = picture.shape[:2]
+    full = Image.fromarray(np.asarray(logits[0])).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(full) > math.log(threshold / (1 - threshold))
 
 
 def _inferred(

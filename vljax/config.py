@@ -38,6 +38,8 @@ def get_base_config(system: str) -> ConfigDict:
             # Published weights, {part of the model: checkpoint}; a stage whose every part is given
             # is not trained.
             "pretrained": {},
+            # Of weights in use (training keeps float32): bfloat16 takes half the memory.
+            "param_dtype": "float32",
             # Sizes of the mesh axes; -1 takes the devices that the others leave.
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # (regular expression over parameter names, strategy): see vljax.training.mesh.

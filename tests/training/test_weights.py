@@ -13,6 +13,8 @@ from vljax import pretrained, train
 from vljax.config import from_workdir
 from vljax.doors import parse_config
 from vljax.errors import UserError
+from vljax.models.autoencoder import AutoencoderKL
+from vljax.models.parameters import named_parameters, with_parameters
 from vljax.systems import voi
 from vljax.training import weights
 from vljax.training.stage import Stage
@@ -192,3 +194,36 @@ def test_stages_of_voi(recipe, given, trained):
     skeleton = jax.eval_shape(lambda: voi.make_model(config))
     stages = weights.stages_to_train(voi.stages(config), skeleton, config)
     assert [stage.name for stage in stages] == trained
+
+
+class Drawing(nnx.Module):
+    """One part, a small network."""
+
+    def __init__(self):
+        self.vae = AutoencoderKL(block_out_channels=(8, 8), norm_groups=8, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.usefixtures("quick_to_compile")
+def test_weights_in_use_take_half_the_memory_in_bfloat16(tmp_path):
+    skeleton, rng = jax.eval_shape(Drawing), np.random.default_rng(0)
+    drawn = {
+        name: rng.standard_normal(value.shape, np.float32) / np.prod(value.shape[:-1]) ** 0.5
+        for name, value in named_parameters(skeleton.vae).items()
+    }
+    pretrained.save(with_parameters(skeleton.vae, drawn), tmp_path / "vae.safetensors")
+    fields = {"pretrained": {"vae": str(tmp_path / "vae.safetensors")}, "stages": {}}
+
+    def loaded(**more):
+        return weights.load_model(skeleton, ConfigDict(fields | more), None)
+
+    def size(model):
+        return sum(value.nbytes for value in named_parameters(model).values())
+
+    decode = jax.jit(lambda model, z: model.vae.decode(z))
+    z = rng.standard_normal((1, 4, 4, 4), np.float32)
+    whole, half = loaded(), loaded(param_dtype="bfloat16")
+    assert size(half) == size(whole) / 2
+    expected, found = decode(whole, z), decode(half, z)
+    assert found.dtype == expected.dtype == jnp.float32
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.03

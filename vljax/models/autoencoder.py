@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 from vljax.errors import UserError
 from vljax.models.blocks import Downsample, Level, PixelAttention, ResnetBlock, Upsample
 from vljax.models.layers import Conv, GroupNorm
+from vljax.models.remat import rematerialised
 
 Tensor = TypeVar("Tensor")
 
@@ -54,9 +55,11 @@ class Encoder(nnx.Module):
         levels: Sequence[int],
         layers_per_block: int,
         groups: int,
+        remat: bool | str,
         *,
         rngs: nnx.Rngs,
     ) -> None:
+        self.remat = remat
         self.conv_in = Conv(in_channels, levels[0], 3, rngs=rngs)
         channels, blocks = levels[0], []
         for level, out in enumerate(levels):
@@ -75,10 +78,11 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(channels, 2 * latent_channels, 3, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 2*z"]:
+        run = rematerialised(_run, self.remat)
         h = self.conv_in(x)
         for block in self.down_blocks:
-            h = block(h)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(h))))
+            h = run(block, h)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(run(self.mid_block, h))))
 
 
 class Decoder(nnx.Module):
@@ -91,9 +95,11 @@ class Decoder(nnx.Module):
         levels: Sequence[int],
         layers_per_block: int,
         groups: int,
+        remat: bool | str,
         *,
         rngs: nnx.Rngs,
     ) -> None:
+        self.remat = remat
         channels = levels[-1]
         self.conv_in = Conv(latent_channels, channels, 3, rngs=rngs)
         self.mid_block = _middle(channels, groups, rngs)
@@ -110,9 +116,10 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(channels, out_channels, 3, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
-        h = self.mid_block(self.conv_in(z))
+        run = rematerialised(_run, self.remat)
+        h = run(self.mid_block, self.conv_in(z))
         for block in self.up_blocks:
-            h = block(h)
+            h = run(block, h)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
 
@@ -132,6 +139,7 @@ class AutoencoderKL(nnx.Module):
         layers_per_block: Residual blocks a level in the encoder; the decoder has one more.
         norm_groups: Groups of the norms.
         scaling_factor: What latents are multiplied by for diffusion.
+        remat: What a level keeps for the backward pass, see `vljax.models.remat`.
         dtype: Compute dtype.
         rngs: Where the initial weights come from.
 
@@ -149,6 +157,7 @@ class AutoencoderKL(nnx.Module):
         layers_per_block: int = 2,
         norm_groups: int = 32,
         scaling_factor: float = 0.18215,
+        remat: bool | str = "off",
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
@@ -160,7 +169,7 @@ class AutoencoderKL(nnx.Module):
                 )
         self.scaling_factor = scaling_factor
         self.dtype = dtype
-        shared = (latent_channels, block_out_channels, layers_per_block, norm_groups)
+        shared = (latent_channels, block_out_channels, layers_per_block, norm_groups, remat)
         self.encoder = Encoder(in_channels, *shared, rngs=rngs)
         self.decoder = Decoder(out_channels, *shared, rngs=rngs)
         self.quant_conv = Conv(2 * latent_channels, 2 * latent_channels, 1, rngs=rngs)
@@ -208,6 +217,10 @@ def _resnet(channels: int, out_channels: int, groups: int, rngs: nnx.Rngs) -> Re
     return ResnetBlock(
         channels, out_channels, embedding=None, groups=groups, epsilon=_EPSILON, rngs=rngs
     )
+
+
+def _run(level: Level, h: Array) -> Array:
+    return level(h)
 
 
 def _middle(channels: int, groups: int, rngs: nnx.Rngs) -> Level:

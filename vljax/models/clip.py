@@ -72,7 +72,7 @@ class TextTransformer(nnx.Module):
         text_layers: Attention blocks.
         head_channels: Features of a head.
         activation: A key of `ACTIVATIONS`.
-        remat: Recompute each block's activations in the backward pass, to save memory.
+        remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         dtype: Compute dtype.
         rngs: Where the initial weights come from.
     """
@@ -86,7 +86,7 @@ class TextTransformer(nnx.Module):
         vocabulary_size: int = 49_408,
         head_channels: int = 64,
         activation: str = "quick_gelu",
-        remat: bool = False,
+        remat: bool | str = "off",
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
@@ -145,7 +145,7 @@ class CLIP(TextTransformer):
         head_channels: Features of an attention head, in both towers.
         activation: A key of `ACTIVATIONS`: `"quick_gelu"` for OpenAI's checkpoints, else what
             `hidden_act` says in a folder's `config.json`.
-        remat: Recompute each block's activations in the backward pass, to save memory.
+        remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         dtype: Compute dtype; embeddings are float32 whatever it is.
         rngs: Where the initial weights come from.
 
@@ -167,7 +167,7 @@ class CLIP(TextTransformer):
         vocabulary_size: int = 49_408,
         head_channels: int = 64,
         activation: str = "quick_gelu",
-        remat: bool = False,
+        remat: bool | str = "off",
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from vljax.errors import UserError
 from vljax.models.blocks import average_pool
 from vljax.models.layers import Conv, LayerNorm, Linear, apply, fresh_norm, normal
+from vljax.models.remat import rematerialised
 from vljax.ops.attention import attention
 from vljax.ops.pixels import standardise
 from vljax.ops.projection import project
@@ -135,7 +136,7 @@ class Transformer(nnx.Module):
         head_channels: Features of a head; divides `width`.
         causal: Whether a position sees only itself and those before it.
         activation: A key of `ACTIVATIONS`.
-        remat: Recompute each block's activations in the backward pass, to save memory.
+        remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         rngs: Where the initial weights come from.
     """
 
@@ -147,7 +148,7 @@ class Transformer(nnx.Module):
         head_channels: int,
         causal: bool,
         activation: str,
-        remat: bool,
+        remat: bool | str,
         rngs: nnx.Rngs,
     ) -> None:
         if width % head_channels:
@@ -168,7 +169,7 @@ class Transformer(nnx.Module):
     ) -> list[Float[Array, "b n w"]]:
         """What each block puts out."""
         remaining = iter(adaptations or [None] * 2 * len(self.resblocks))
-        block = jax.checkpoint(_run) if self.remat else _run
+        block = rematerialised(_run, self.remat)
         outputs = []
         for layer in self.resblocks:
             x = block(layer, x, [next(remaining) for _ in range(2)])
@@ -262,7 +263,7 @@ class ModifiedResNet(nnx.Module):
         width: Channels after the stem.
         embed_dim: Length of the embedding.
         head_channels: Channels of a head of the attention pool.
-        remat: Recompute each block's activations in the backward pass, to save memory.
+        remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         rngs: Where the initial weights come from.
     """
 
@@ -274,7 +275,7 @@ class ModifiedResNet(nnx.Module):
         width: int,
         embed_dim: int,
         head_channels: int = 64,
-        remat: bool = False,
+        remat: bool | str = "off",
         rngs: nnx.Rngs,
     ) -> None:
         if image_size % 32:
@@ -327,7 +328,7 @@ class ModifiedResNet(nnx.Module):
         self, x: Float[Array, "b s s 3"], adaptations: Sequence[Adaptation] | None = None
     ) -> tuple[Float[Array, "b e"], list[Float[Array, "b h w c"]]]:
         remaining = iter(adaptations or [None] * len(self.adaptable))
-        block = jax.checkpoint(_run) if self.remat else _run
+        block = rematerialised(_run, self.remat)
         stem = ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
         for conv, norm in stem:
             x = jax.nn.relu(adapt(norm(conv(x)), next(remaining)))
@@ -371,7 +372,7 @@ class VisionTransformer(nnx.Module):
         embed_dim: Length of the embedding.
         head_channels: Features of a head.
         activation: A key of `ACTIVATIONS`.
-        remat: Recompute each block's activations in the backward pass, to save memory.
+        remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         rngs: Where the initial weights come from.
     """
 
@@ -385,7 +386,7 @@ class VisionTransformer(nnx.Module):
         embed_dim: int,
         head_channels: int = 64,
         activation: str = "quick_gelu",
-        remat: bool = False,
+        remat: bool | str = "off",
         rngs: nnx.Rngs,
     ) -> None:
         if image_size % patch_size:
@@ -445,7 +446,7 @@ def image_tower(
     patch_size: int | None = None,
     head_channels: int = 64,
     activation: str = "quick_gelu",
-    remat: bool = False,
+    remat: bool | str = "off",
     rngs: nnx.Rngs,
 ) -> ImageTower:
     """The image tower that the arguments of a `CLIP` describe.

@@ -18,6 +18,7 @@ from vljax.errors import UserError
 from vljax.models.blocks import Downsample, GatedFeedForward, Level, ResnetBlock, Upsample
 from vljax.models.control import Control, Place, plain
 from vljax.models.layers import Conv, GroupNorm, LayerNorm, Linear, timestep_embedding
+from vljax.models.remat import rematerialised
 
 
 class TimestepEmbedding(nnx.Module):
@@ -157,7 +158,7 @@ class ConditionalUNet(nnx.Module):
         linear_projection: See `SpatialTransformer`.
         norm_groups: Groups of the norms.
         norm_epsilon: Epsilon of the residual blocks' norms and of the last one.
-        remat: Recompute each block's activations in the backward pass, to save memory.
+        remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         dtype: Compute dtype of everything between the first and the last layer.
         rngs: Where the initial weights come from.
 
@@ -178,7 +179,7 @@ class ConditionalUNet(nnx.Module):
         linear_projection: bool = False,
         norm_groups: int = 32,
         norm_epsilon: float = 1e-5,
-        remat: bool = False,
+        remat: bool | str = "off",
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
@@ -297,7 +298,7 @@ class ConditionalUNet(nnx.Module):
                 return transformer(h, context, control, f"{name}.attentions.{index}")
 
             transformer = block.attentions[index] if index < len(block.attentions) else None
-            layer = jax.checkpoint(layer) if self.remat else layer
+            layer = rematerialised(layer, self.remat)
             h, record = layer(block.resnets[index], transformer, h, embedding, context)
             records.update({place: r for place, r in record.items() if r is not None})
             return h

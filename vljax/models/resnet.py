@@ -32,6 +32,7 @@ from jaxtyping import Array, Float
 from vljax.errors import UserError
 from vljax.models.folders import read_json
 from vljax.models.layers import Conv, Linear, apply, fresh_norm
+from vljax.models.remat import rematerialised
 from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise
 
 # Blocks in each of the four groups, by the number of weighted layers.
@@ -126,7 +127,7 @@ class ResNet(nnx.Module):
             or `"ceil"`, which starts at the corner and cuts the last window off at the border.
         classes: Logits of `classify`; 0 makes a trunk alone, into which a checkpoint's classifier
             is not loaded.
-        remat: Recompute each block's activations in the backward pass, to save memory.
+        remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         rngs: Where the initial weights come from.
 
     Raises:
@@ -141,7 +142,7 @@ class ResNet(nnx.Module):
         stride_in: Strides = "3x3",
         pool: Pool = "padded",
         classes: int = 0,
-        remat: bool = False,
+        remat: bool | str = "off",
         rngs: nnx.Rngs,
     ) -> None:
         if len(layers) != 4 or min(layers) < 1:
@@ -175,7 +176,7 @@ class ResNet(nnx.Module):
         self.fc = Linear(channels, classes, rngs=rngs) if classes else None
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        block = jax.checkpoint(_run) if self.remat else _run
+        block = rematerialised(_run, self.remat)
         x = self._pooled(jax.nn.relu(self.bn1(self.conv1(x))))
         for group in (self.layer1, self.layer2, self.layer3, self.layer4):
             for layer in group:

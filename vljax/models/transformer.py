@@ -23,16 +23,16 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vljax.errors import UserError
 from vljax.models.layers import Embedding, LayerNorm, Linear, dropout
-from vljax.ops.attention import attention
+from vljax.models.remat import rematerialised
+from vljax.ops.attention import ATTENTION, MASKED, attention
 
 Scheme = Literal["none", "sinusoid", "sinusoid_attention", "relative", "xl", "insertion"]
 SCHEMES = ("sinusoid", "sinusoid_attention", "relative", "xl")
-
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 def sinusoids(position: Array, features: int, max_period: float = 10_000.0) -> Array:
@@ -140,9 +140,9 @@ class Attention(nnx.Module):
         query = self._split(self.query(queries))
         if self.scheme in ("relative", "xl", "insertion"):
             scores = self._scores(query, key, relation, place)
-            scores = jnp.where(mask[:, None], scores, _MASKED)
+            scores = jnp.where(mask[:, None], scores, MASKED)
             weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+            mixed = checkpoint_name(jnp.einsum("bhqk,bkhd->bqhd", weights, value), ATTENTION)
         else:
             query = query.reshape(len(key), -1, *query.shape[2:])
             mixed = attention(query, key, value, mask=mask[:, None])
@@ -226,6 +226,7 @@ class Layer(nnx.Module):
         max_distance: `"relative"`: greater distances share a vector.
         cross: Whether it attends to a source as well.
         dropout_rate: On what a block adds.
+        remat: What it keeps for the backward pass, see `vljax.models.remat`.
     """
 
     def __init__(
@@ -240,10 +241,11 @@ class Layer(nnx.Module):
         max_distance: int = 16,
         cross: bool = False,
         dropout_rate: float = 0.0,
+        remat: bool | str = "off",
     ) -> None:
         if norm not in ("pre", "post"):
             raise UserError(f"model.norm={norm!r}: choose 'pre' or 'post'")
-        self.norm, self.dropout_rate = norm, dropout_rate
+        self.norm, self.dropout_rate, self.remat = norm, dropout_rate, remat
         self.self_attention = Attention(
             features, heads, rngs=rngs, scheme=scheme, max_distance=max_distance
         )
@@ -281,6 +283,17 @@ class Layer(nnx.Module):
             relation: For the scheme `"insertion"`.
             key: Of dropout; None for none.
         """
+        run = rematerialised(Layer._transform, self.remat)
+        return run(self, x, mask, context, relation, key)
+
+    def _transform(
+        self,
+        x: Array,
+        mask: Array,
+        context: Context | None,
+        relation: Array | None,
+        key: Key[Array, ""] | None,
+    ) -> Array:
         entering = self._enter(x, self.self_attention_norm)
         seen = self.self_attention.keys_values(entering, entering)
         mixed = self.self_attention(entering, seen, mask, relation)

@@ -27,6 +27,7 @@ from vljax.models.layers import (
     dropout,
     timestep_embedding,
 )
+from vljax.models.remat import rematerialised
 from vljax.ops.attention import attention
 
 KeyValue = tuple[Float[Array, "b n heads d"], Float[Array, "b n heads d"]]
@@ -191,7 +192,7 @@ class UNet(nnx.Module):
         dropout_rate: Share of features dropped in residual blocks, when a key is given.
         scale_shift_norm: See `ResBlock`.
         norm_groups: Groups of the norms; 32 in every published model.
-        remat: Recompute each block's activations in the backward pass, to save memory.
+        remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         dtype: Compute dtype of everything between the first and the last layer.
         rngs: Where the initial weights come from.
 
@@ -215,7 +216,7 @@ class UNet(nnx.Module):
         dropout_rate: float = 0.0,
         scale_shift_norm: bool = True,
         norm_groups: int = 32,
-        remat: bool = False,
+        remat: bool | str = "off",
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
@@ -348,7 +349,7 @@ class UNet(nnx.Module):
         h = x.astype(self.dtype)
         keys = _key_stream(key)
         contexts = itertools.repeat(None) if context is None else iter(context)
-        run = jax.checkpoint(_run) if self.remat else _run
+        run = rematerialised(_run, self.remat)
 
         def block_of(block: nnx.List[Any], h: Array) -> Array:
             attends = any(isinstance(layer, AttentionBlock) for layer in block)

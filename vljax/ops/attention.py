@@ -19,7 +19,11 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+#: What `jax.checkpoint` may know the result by.
+ATTENTION = "attention"
 
 # Scores held at once. On CPU: near the caches, and below the size from which the C library maps
 # and clears fresh pages for every block. On accelerators (where cuDNN does not serve): few, large
@@ -27,7 +31,8 @@ from jaxtyping import Array, Bool, Float, Int
 _CPU_BYTES = 16 * 2**20
 _ACCELERATOR_BYTES = 2**30
 
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+# Stands for a score of −∞.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 def attention(
@@ -78,7 +83,10 @@ def attention(
         return _attend_by_cudnn(query, key, value, mask, causal, scale)
 
     cuda = cudnn if cudnn_serves(query, key, value, mask, causal=causal) else accelerator
-    return lax.platform_dependent(query, key, value, mask, cpu=cpu, cuda=cuda, default=accelerator)
+    attended = lax.platform_dependent(
+        query, key, value, mask, cpu=cpu, cuda=cuda, default=accelerator
+    )
+    return checkpoint_name(attended, ATTENTION)
 
 
 def attention_reference(
@@ -97,9 +105,9 @@ def attention_reference(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * scale
     if causal:
-        scores = jnp.where(jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool), scores, _MASKED)
+        scores = jnp.where(jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool), scores, MASKED)
     if mask is not None:
-        scores = jnp.where(mask, scores, _MASKED)
+        scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum("bhqk,bkhe->bqhe", weights.astype(value.dtype), value)
 
@@ -310,9 +318,9 @@ def _block_sums(
     scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=jnp.float32)
     if causal:
         row, column = (lax.broadcasted_iota(jnp.int32, scores.shape[-2:], axis) for axis in (0, 1))
-        scores = jnp.where(start + row >= column, scores, _MASKED)
+        scores = jnp.where(start + row >= column, scores, MASKED)
     if mask is not None:
-        scores = jnp.where(mask, scores, _MASKED)
+        scores = jnp.where(mask, scores, MASKED)
     # The softmax does not depend on the shift, so neither does the gradient.
     scores -= lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores).astype(value.dtype)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -176,7 +177,8 @@ def load_model(skeleton: Any, config: ConfigDict, workdir: Path | None) -> Any:
 
     Args:
         skeleton: The model's structure (from `jax.eval_shape`).
-        config: `pretrained` weights.
+        config: `pretrained` weights, and the `param_dtype` that they are held in. Layers compute
+            in the dtype of what enters them whatever it is.
         workdir: The run, or None for published weights alone.
 
     Raises:
@@ -203,4 +205,11 @@ def load_model(skeleton: Any, config: ConfigDict, workdir: Path | None) -> Any:
             f"no weights of {', '.join(absent)}{where}: let `python -m vljax.train` finish "
             f"its stage{given}"
         )
-    return jax.tree.map(jax.numpy.asarray, model)
+    dtype = jnp.dtype(config.get("param_dtype", "float32"))
+
+    def held(value: np.ndarray) -> jax.Array:
+        floating = jnp.issubdtype(value.dtype, jnp.floating)
+        # Cast on the host: the device never holds more than is asked for.
+        return jnp.asarray(np.asarray(value).astype(dtype) if floating else value)
+
+    return jax.tree.map(held, model)

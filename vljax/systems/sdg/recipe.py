@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
             "dropout_rate": 0.0,
             "scale_shift_norm": True,
             "norm_groups": 32,
-            "remat": False,
+            "remat": "off",
             "dtype": "float32",
         },
         "clip": {
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
             "context_length": 24,
             "vocabulary_size": 768,
             "head_channels": 32,
-            "remat": False,
+            "remat": "off",
             "dtype": "float32",
         },
         "noisy_clip": {"image_size": 64},
@@ -158,12 +158,12 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
         {
             "channel_mult": (1.0, 1.0, 2.0, 2.0, 4.0, 4.0),
             "num_head_channels": 64,
-            "remat": True,
+            "remat": "keep_nothing",
             "dtype": "bfloat16",
         }
     )
     # The published CLIP, and its image tower at the diffusion model's size (section 4.4.1).
-    clip = {"context_length": 77, "remat": True, "dtype": "bfloat16"}
+    clip = {"context_length": 77, "remat": "keep_nothing", "dtype": "bfloat16"}
     config.model.clip = {**PUBLISHED["RN50x16"], **clip}
     config.model.noisy_clip.image_size = 256
     config.stages.noisy_clip.update(

@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
             "norm_groups": 8,
             # As trained here the latents' deviation is about 1.3.
             "scaling_factor": 0.75,
+            "remat": "off",
             "dtype": "float32",
         },
         "unet": {
@@ -49,7 +50,7 @@ def get_config() -> ConfigDict:
             "num_heads": (2, 4),
             "linear_projection": False,
             "norm_groups": 32,
-            "remat": False,
+            "remat": "off",
             "dtype": "float32",
         },
         "text_encoder": {
@@ -132,8 +133,8 @@ def get_published_config(data_dir: str) -> ConfigDict:
     # Of ShapePrompts, in the folder.
     config.data.annotations = "test.json"
     config.model = {
-        "vae": {"dtype": "float32"},
-        "unet": {"remat": False, "dtype": "bfloat16"},
+        "vae": {"remat": "off", "dtype": "float32"},
+        "unet": {"remat": "off", "dtype": "bfloat16"},
         "text_encoder": {"text_width": 768, "text_layers": 12, "dtype": "float32"},
         "inpaint": False,
         "segmenter": {},

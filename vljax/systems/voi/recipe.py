@@ -92,6 +92,7 @@ def get_config() -> ConfigDict:
         "norm": "pre",
         "source_scheme": "relative",
         "dropout_rate": 0.0,
+        "remat": "off",
         "dtype": "float32",
         "permutation": {
             "scheme": "xl",

@@ -34,8 +34,10 @@ ROOMS = {
     "method": {"model", "recipe"},
     "baselines": {"method", "model", "recipe"},
     "training": {"method", "model", "recipe"},
+    "paper": set(),
     "use": {"baselines", "method", "model", "recipe"},
-    "evaluation": {"baselines", "method", "model", "recipe", "use"},
+    "evaluation": {"baselines", "method", "model", "paper", "probing", "recipe", "use"},
+    "probing": {"method", "model", "recipe"},
 }
 
 

@@ -31,8 +31,17 @@ from ml_collections import ConfigDict
 
 from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.pictures.sources import ImageFolder, Lsun, Tfds
-from vljax.data.scenes import ANSWERS, CLASSES, SHAPES, VOCABULARY, Scenes, oracle, words
-from vljax.data.source import Source, Span, kept_for_training
+from vljax.data.scenes import (
+    ACTIVITIES,
+    ANSWERS,
+    CLASSES,
+    SHAPES,
+    VOCABULARY,
+    Scenes,
+    oracle,
+    words,
+)
+from vljax.data.source import Renamed, Source, Span, kept_for_training
 from vljax.data.text import Text, open_text
 from vljax.data.text.vqa import Questions, open_asked
 from vljax.errors import UserError
@@ -65,6 +74,7 @@ class Benchmark:
         classes: Kinds of objects, as `class_ids` in examples number them; none where unknown.
         vocabulary: Every word of its texts, where they are few enough to list.
         answers: Every answer to its questions, where they are few enough to list.
+        activities: Every name of what a picture shows, where they are few enough to list.
         tagger: Which tagger of `vljax.metrics.order` knows its words for certain; empty for none.
     """
 
@@ -76,6 +86,7 @@ class Benchmark:
     classes: ClassVar[tuple[str, ...]] = ()
     vocabulary: ClassVar[tuple[str, ...]] = ()
     answers: ClassVar[tuple[str, ...]] = ()
+    activities: ClassVar[tuple[str, ...]] = ()
     tagger: ClassVar[str] = ""
 
     @property
@@ -109,6 +120,22 @@ class Benchmark:
         """
         return open_text(self.config, fields, held_out=held_out)
 
+    def shown(self, fields: tuple[str, ...], *, held_out: bool = False) -> Source:
+        """Pictures without a question: what they show is the `answer`, beside it why.
+
+        Args:
+            fields: As in `questions`.
+            held_out: The examples to evaluate on.
+
+        Raises:
+            UserError: the data is not there, or has no such names.
+        """
+        return self.questions(fields, held_out=held_out)
+
+    def scenes(self, *, held_out: bool = False) -> Scenes | None:
+        """The worlds behind the examples, by which a sentence is true or false; None if unknown."""
+        return None
+
     def captions(self, count: int) -> Iterator[str]:
         """All captions of the first `count` training pictures.
 
@@ -131,6 +158,8 @@ class Benchmark:
 
     def questions(self, fields: tuple[str, ...], *, held_out: bool = False) -> Source:
         """Questions about pictures, their answers, and why.
+
+        Where nothing is asked (`act_x`), the answer is what the picture shows.
 
         Args:
             fields: What is needed of each example: `question`, `answer`, `justifications`, `image`,
@@ -158,6 +187,7 @@ class ScenesBenchmark(Benchmark):
     classes = CLASSES
     vocabulary = VOCABULARY
     answers = ANSWERS
+    activities = ACTIVITIES
     tagger = "scenes"
 
     def pictures(self, fields: tuple[str, ...] = ("image",), *, held_out: bool = False) -> Source:
@@ -168,6 +198,17 @@ class ScenesBenchmark(Benchmark):
     def questions(self, fields: tuple[str, ...], *, held_out: bool = False) -> Source:
         """Scenes with their questions."""
         return self.pictures(fields, held_out=held_out)
+
+    def shown(self, fields: tuple[str, ...], *, held_out: bool = False) -> Source:
+        """Scenes named by what stands in which relation."""
+        names = {name: f"activity_{name}" for name in ("justifications", "evidence")}
+        names["answer"] = "activity"
+        wanted = tuple(names.get(name, name) for name in fields)
+        return Renamed(self.pictures(wanted, held_out=held_out), names)
+
+    def scenes(self, *, held_out: bool = False) -> Scenes:
+        """The scenes of a split."""
+        return self._scenes(split="val" if held_out else self.config.split)
 
     def captions(self, count: int) -> Iterator[str]:
         """All wordings of the first `count` scenes, more if need be than a run trains on."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -56,6 +56,27 @@ class Span:
     def fingerprint(self) -> str:
         """Changes with the source's examples and the span."""
         return f"{getattr(self.source, 'fingerprint', '')}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A source whose fields have other names: `names` maps the names here to the source's."""
+
+    source: Source
+    names: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        theirs = {theirs: ours for ours, theirs in self.names.items()}
+        return {theirs.get(name, name): value for name, value in example.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the source's examples and the names."""
+        return f"{getattr(self.source, 'fingerprint', '')}{sorted(self.names.items())}"
 
 
 def check_index(index: int, length: int) -> None:

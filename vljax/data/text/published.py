@@ -7,7 +7,7 @@ entries is that of the published weights, so that it must stay.
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -36,12 +36,15 @@ class PublishedWords:
 
     Attributes:
         entries: the words; the id of each is its place.
+        split: parts a text into words.
         unknown: the id of what is not among them: that of the empty entry; None without one.
         end: the id of `END`; None without one, as in questions and answers.
     """
 
-    def __init__(self, entries: Iterable[str]) -> None:
-        self.entries = tuple(entries)
+    def __init__(
+        self, entries: Iterable[str], split: Callable[[str], list[str]] = pjx_words
+    ) -> None:
+        self.entries, self.split = tuple(entries), split
         self._ids = {entry: i for i, entry in enumerate(self.entries)}
         self.unknown = self._ids.get(NOTHING)
         self.end = self._ids.get(END)
@@ -64,8 +67,8 @@ class PublishedWords:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text's words, see `pjx_words`; without `END`."""
-        return [self.id(word) for word in pjx_words(text)]
+        """The ids of a text's words; without `END`."""
+        return [self.id(word) for word in self.split(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words up to the first `END`, parted by spaces; unknown ones are left out."""

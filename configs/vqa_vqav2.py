@@ -1,0 +1,28 @@
+r"""An answerer alone, on VQA v2: the answering model of PJ-X, or another of the lecture decks'.
+
+    python -m vljax.train --config configs/vqa_vqav2.py --workdir runs/vqa \
+        --config.model.answerer.kind=film
+    python -m vljax.train --config configs/vqa_vqav2.py:/data/vqa_v2 --workdir runs/vqa_v2
+
+The first trains on questions about the embedded scenes; kinds are 'attention' (of it `rounds` = 2
+is stacked attention, `fusion` one of eight), 'film', 'relation', 'coattention', 'bilinear' and
+'modules'. The second runs the published setting on VQA v2's files and ResNet-152's features.
+"""
+
+from ml_collections import ConfigDict
+
+from vljax.systems import pjx
+
+
+def get_config(data_dir: str | None = None) -> ConfigDict:
+    """The recipe; `data_dir` holds the data set's files and features."""
+    if data_dir is None:
+        config = pjx.get_config()
+        config.about = "Questions about the embedded scenes, answered: a small recipe."
+        config.ablations = False
+        for name in ("explain", "explain_without_attention", "describe"):
+            del config.stages[name]
+        return config
+    config = pjx.get_published_config("vqa_v2", data_dir)
+    config.about = "Answers on VQA v2: features of ResNet-152, 2,048 wide."
+    return config

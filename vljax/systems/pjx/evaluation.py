@@ -1,0 +1,376 @@
+"""PJ-X judged: tables 2.2 to 2.4, answers, faithfulness, and figures 2.5 to 2.7.
+
+Where the world behind a picture is known (scenes) sentences are also read and checked against it,
+and pictures are rendered anew without the evidence. People judged table 2.4; here a classifier
+stands in for them, and the table says so.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from vljax.data.benchmarks import Benchmark, open_benchmark
+from vljax.data.pictures.images import contact_sheet
+from vljax.data.scenes import Scene
+from vljax.data.scenes.truth import read
+from vljax.data.scenes.world import masks
+from vljax.metrics import pointing
+from vljax.metrics.report import Report, Row
+from vljax.metrics.simulatability import guess_rightness
+from vljax.metrics.text import text_scores
+from vljax.metrics.vqa import vqa_accuracy
+from vljax.request import option
+from vljax.systems.pjx.method import (
+    Explained,
+    explain_batch,
+    open_examples,
+    over_picture,
+    probabilities,
+)
+from vljax.systems.pjx.model import PJX
+from vljax.systems.pjx.paper import paper_rows
+from vljax.systems.pjx.probing import Judged, about, batches, faithfulness, open_judged
+from vljax.systems.pjx.words import Words, open_words
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How much to judge."""
+
+    num_examples: int = option(500, low=2, help="held-out examples to judge")
+    batch_size: int = option(100, low=1, help="how many at a time")
+    beams: int = option(1, low=1, high=64, help="width of the search for justifications")
+    probed: int = option(100, low=0, help="examples whose evidence is taken away")
+    copied: int = option(5000, low=1, help="training examples that the blind floors copy from")
+    seed: int = option(0, help="breaks ties of ranks")
+
+
+# What tables call the metrics.
+_NAMES = {
+    "coco_bleu": "BLEU-4",
+    "bleu": "BLEU-4 (sacrebleu)",
+    "meteor": "METEOR",
+    "coco_rougeL": "ROUGE-L",
+    "rougeL": "ROUGE-L (F1)",
+    "cider": "CIDEr",
+    "spice": "SPICE",
+}
+
+
+def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
+    """Answers, and where the run explains all tables of chapter 2.
+
+    Raises:
+        UserError: the data is not there.
+    """
+    words, benchmark = open_words(config), open_benchmark(config.data)
+    judged = open_judged(config, words, benchmark, judging.num_examples)
+    ask = _asker(model, config, words, judged, judging)
+    rows: list[Row] = []
+    notes: dict[str, Any] = {"examples": len(judged.examples), "data": benchmark.label}
+    figures: dict[str, np.ndarray] = {}
+    if model.explainer is None:
+        rows += _answers(words, judged, _answer_only(model, config, judged, judging))
+        return Report(tuple(rows), notes, figures)
+    ours = {"true answer": ask("explainer", True), "own answer": ask("explainer", False)}
+    rows += _answers(words, judged, ours["own answer"].probabilities)
+    told = {("ours", how): _texts(words, found) for how, found in ours.items()}
+    for part, name in (
+        ("without_attention", "w/o attention"),
+        ("on_descriptions", "on descriptions"),
+    ):
+        if getattr(model, part) is not None:
+            for how, truly in (("true answer", True), ("own answer", False)):
+                told[name, how] = _texts(words, ask(part, truly))
+    floors = _floors(config, judged, judging.copied)
+    rows += _justifications(benchmark, judged, told, floors, ours["true answer"], notes)
+    rows += _pointing(judged, ours["true answer"], judging.seed, notes)
+    rows += _rightness(words, judged, ours["own answer"], told)
+    if judging.probed:
+        rows += faithfulness(
+            model, config, words, judged, ours["true answer"], judging.probed, judging.seed
+        )
+    figures |= _figures(words, judged, ours["own answer"])
+    return Report((*rows, *paper_rows()), notes, figures)
+
+
+def _asker(
+    model: PJX, config: ConfigDict, words: Words, judged: Judged, judging: Judging
+) -> Callable[[str, bool], Explained]:
+    """`ask(part, truly)`: all examples explained by a part, given the true answers or its own."""
+
+    def ask(part: str, truly: bool) -> Explained:
+        found = []
+        for first, arrays in batches(judged.arrays, judging.batch_size):
+            given = judged.truth[first : first + len(arrays)] if truly else [-1] * len(arrays)
+            given += [-1] * (len(arrays) - len(given))
+            found.append(
+                explain_batch(model, config, words, arrays, given, part=part, beams=judging.beams)
+            )
+        count = len(judged.arrays)
+        return Explained(
+            *(
+                None if parts[0] is None else np.concatenate(parts)[:count]
+                for parts in zip(*found, strict=True)
+            )
+        )
+
+    return ask
+
+
+def _texts(words: Words, found: Explained) -> list[str]:
+    return [words.justifications.decode(tokens) for tokens in found.tokens]
+
+
+# Answers ---------------------------------------------------------------------------------------
+
+
+def _answers(words: Words, judged: Judged, shares: Float[np.ndarray, "n answers"]) -> Iterator[Row]:
+    """How often answers are right, by the kind of question; VQA's measure where ten people said."""
+    scores, kinds = [], []
+    for example, one in zip(judged.examples, shares, strict=True):
+        said = words.answers.entries[int(one.argmax())]
+        people = example.get("answers", ())
+        right = vqa_accuracy(said, people) if len(people) > 1 else said == example["answer"]
+        scores.append(100.0 * float(right))
+        kinds.append(example.get("question_kind", example.get("kind", "")))
+    for kind in ("", *sorted({*kinds} - {""})):
+        chosen = [s for s, k in zip(scores, kinds, strict=True) if kind in ("", k)]
+        error = float(np.std(chosen) / np.sqrt(len(chosen)))
+        values = {"accuracy": float(np.mean(chosen)), "standard error": error, "n": len(chosen)}
+        yield Row("answers", kind or "all questions", values)
+
+
+# Justifications (table 2.2) --------------------------------------------------------------------
+
+
+def _floors(config: ConfigDict, judged: Judged, count: int) -> dict[str, list[str]]:
+    """Justifications without a picture: the commonest of the answer, or of question and answer."""
+    source = open_examples(config, ("justifications",))
+    by_answer: dict[Any, Counter[str]] = {}
+    for i in range(min(count, len(source))):
+        example = source[i]
+        for key in (example["answer"], (example.get("question", ""), example["answer"])):
+            by_answer.setdefault(key, Counter()).update(example["justifications"][:1])
+
+    def copied(key: Any, other: Any) -> str:
+        known = by_answer.get(key) or by_answer.get(other)
+        return known.most_common(1)[0][0] if known else ""
+
+    pairs = [(one["answer"], (one.get("question", ""), one["answer"])) for one in judged.examples]
+    floors = {"copied by answer": [copied(answer, answer) for answer, _ in pairs]}
+    if any("question" in one for one in judged.examples):
+        floors["copied by question and answer"] = [copied(key, answer) for answer, key in pairs]
+    return floors
+
+
+def _justifications(
+    benchmark: Benchmark,
+    judged: Judged,
+    told: Mapping[tuple[str, str], list[str]],
+    floors: Mapping[str, list[str]],
+    ours: Explained,
+    notes: dict[str, Any],
+) -> Iterator[Row]:
+    """Our rows of table 2.2, the blind floors beneath them; on scenes with what is true."""
+    references = [one["justifications"] for one in judged.examples]
+    names = ("bleu", "rougeL", *benchmark.text_metrics)
+    everyone = {f"{name}, {how}": texts for (name, how), texts in told.items()} | dict(floors)
+    for name, texts in everyone.items():
+        scores, missing = text_scores(texts, references, names)
+        notes |= {f"{metric} not computed": reason for metric, reason in missing.items()}
+        values: dict[str, Any] = {"data": benchmark.label}
+        values |= {_NAMES.get(metric, metric): value for metric, value in scores.items()}
+        if judged.scenes is not None:
+            values |= _truth(judged, judged.scenes, texts)
+        yield Row("table 2.2", name, values)
+    if judged.scenes is not None:
+        agreed = _agreement(judged, judged.scenes, told["ours", "true answer"], ours)
+        yield Row("what is named and what is pointed at", "ours, true answer", agreed)
+
+
+def _truth(judged: Judged, scenes: Sequence[Scene], texts: Sequence[str]) -> dict[str, float]:
+    """Shares of sentences that are understood, true, and speak of what shows the answer."""
+    seen = [read(text, scene) for text, scene in zip(texts, scenes, strict=True)]
+    shown = [about(judged, i) for i in range(len(texts))]
+    true = np.array([one.true for one in seen])
+    proves = [
+        one.true and {*one.named} == {*objects} and (bool(objects) or one.background)
+        for one, objects in zip(seen, shown, strict=True)
+    ]
+    return {
+        "understood": 100 * float(np.mean([one.understood for one in seen])),
+        "true": 100 * float(true.mean()),
+        "standard error of true": 100 * float(true.std() / np.sqrt(len(true))),
+        "true of the evidence": 100 * float(np.mean(proves)),
+    }
+
+
+def _agreement(
+    judged: Judged, scenes: Sequence[Scene], texts: Sequence[str], ours: Explained
+) -> dict[str, float]:
+    """How much of the map lies on the objects that the sentence names, against their area."""
+    shares, areas = [], []
+    for i, (text, scene) in enumerate(zip(texts, scenes, strict=True)):
+        named = read(text, scene).named
+        if named:
+            shown = masks(scene, judged.arrays[i]["image"].shape[0])[list(named)].any(0)
+            shares.append(pointing.mass_on(ours.points[i], shown))
+            areas.append(float(shown.mean()))
+    return {
+        "mass on what is named": 100 * float(np.mean(shares)) if shares else float("nan"),
+        "its area": 100 * float(np.mean(areas)) if areas else float("nan"),
+        "n": len(shares),
+    }
+
+
+# Pointing (table 2.3) --------------------------------------------------------------------------
+
+
+def _pointing(judged: Judged, ours: Explained, seed: int, notes: dict[str, Any]) -> Iterator[Row]:
+    """Our rows of table 2.3, and the same by kind of question; without evidence there are none.
+
+    Where the background is the evidence most of the picture is, and pointing there proves nothing:
+    such questions have a row of their own and are left out of the table.
+    """
+    if "evidence" not in judged.examples[0]:
+        return
+    height, width = ours.points.shape[1:]
+    found: list[tuple[str, str, dict[str, float]]] = []
+    rng = np.random.default_rng(seed)
+    empty = 0
+    for i, example in enumerate(judged.examples):
+        truth = pointing.to_grid(example["evidence"], height)
+        if truth is None:
+            empty += 1
+            continue
+        rows, columns = np.mgrid[:height, :width]
+        centre = np.exp(
+            -((rows - (height - 1) / 2) ** 2 + (columns - (width - 1) / 2) ** 2)
+            / (2 * (height / 4) ** 2)
+        )
+        maps = {
+            "uniform": np.full((height, width), 1 / (height * width)),
+            "centre": centre / centre.sum(),
+            "answering model": None if ours.looked is None else ours.looked[i],
+            "ours": ours.points[i],
+            "the evidence itself": truth,
+        }
+        kind = example.get("question_kind", "")
+        point = rng.random((height, width)) == 0
+        point.flat[rng.integers(point.size)] = True
+        drawn = _against(point.astype(np.float64), truth, example["evidence"], rng)
+        drawn["EMD"] = pointing.random_point_distance(truth)
+        found.append(("random point", kind, drawn))
+        for name, one in maps.items():
+            if one is not None:
+                one = np.asarray(one, np.float64)
+                one /= one.sum()
+                found.append((name, kind, _against(one, truth, example["evidence"], rng)))
+    if empty:
+        notes["examples with an empty evidence mask, left out of pointing"] = empty
+    kinds = sorted({kind for _, kind, _ in found} - {""})
+    for table, wanted in (
+        ("table 2.3", {*kinds} - {"background"} if kinds else {""}),
+        *((f"pointing, {kind}", {kind}) for kind in kinds),
+    ):
+        for name in dict.fromkeys(name for name, _, _ in found):
+            values = [v for n, kind, v in found if n == name and kind in wanted]
+            if values:
+                yield Row(table, name, _means(values))
+
+
+def _against(
+    one: pointing.Map, truth: pointing.Map, evidence: np.ndarray, rng: np.random.Generator
+) -> dict[str, float]:
+    mass = pointing.mass_on(one, evidence)
+    return {
+        "EMD": pointing.earth_movers_distance(one, truth),
+        "rank correlation": pointing.rank_correlation(one, truth, rng),
+        "rank correlation, mean ranks": pointing.rank_correlation(one, truth),
+        "pointing game": 100.0 * pointing.pointing_game(one, evidence),
+        "mass on the evidence": 100 * mass,
+        "mass / area": mass / float(evidence.mean()),
+        "IoU": pointing.top_iou(one, truth),
+        "AUC": pointing.area_under_curve(one, truth),
+    }
+
+
+def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    told: dict[str, float] = {}
+    for name in values[0]:
+        column = np.array([one[name] for one in values])
+        known = column[np.isfinite(column)]
+        told[name] = float(known.mean()) if known.size else float("nan")
+        if name == "EMD":
+            told["standard error of EMD"] = float(known.std() / np.sqrt(known.size))
+    return {**told, "n": len(values)}
+
+
+# Guessing whether the model was right (table 2.4) ----------------------------------------------
+
+
+def _rightness(
+    words: Words,
+    judged: Judged,
+    own: Explained,
+    told: Mapping[tuple[str, str], list[str]],
+) -> Iterator[Row]:
+    """Our rows of table 2.4: a classifier guesses from the true answer and the explanation."""
+    right = own.answer == np.array(judged.truth)
+    texts = {"without explanation": [""] * len(right)}
+    texts |= {name: told[name, "own answer"] for name, how in told if how == "own answer"}
+    known = [f"{one.get('question_kind', '')} {one.get('question', '')}" for one in judged.examples]
+    answers = [one["answer"] for one in judged.examples]
+    for name, explained in texts.items():
+        guessed = guess_rightness(known, answers, explained, right)
+        if guessed is not None:
+            label = "right guesses by a classifier (half are right by chance)"
+            yield Row("table 2.4", name, {label: 100 * guessed.accuracy, "n": guessed.count})
+
+
+# Figures ---------------------------------------------------------------------------------------
+
+
+def _figures(words: Words, judged: Judged, own: Explained) -> dict[str, np.ndarray]:
+    """Figure 2.5, right answers explained; 2.6, wrong ones; 2.7, both maps beside the evidence."""
+    if "image" not in judged.arrays[0]:
+        return {}
+    right = own.answer == np.array(judged.truth)
+    figures = {}
+    for name, places in (
+        ("figure_2.5_right_answers", np.flatnonzero(right)[:6]),
+        ("figure_2.6_wrong_answers", np.flatnonzero(~right)[:6]),
+    ):
+        rows = []
+        for i in places:
+            image, example = judged.arrays[i]["image"], judged.examples[i]
+            said = words.answers.entries[int(own.answer[i])]
+            why = words.justifications.decode(own.tokens[i])
+            label = f"{example.get('question', '')} {said}: {why}"
+            shown = [image, over_picture(own.points[i], image)]
+            if own.looked is not None:
+                shown.append(over_picture(own.looked[i], image))
+            if "evidence" in example:
+                shown.append(over_picture(np.float32(example["evidence"]), image))
+            rows.append((label.strip(), np.stack(shown)))
+        if rows:
+            rows[0] = (f"picture, ours, answering map, evidence. {rows[0][0]}", rows[0][1])
+            figures[name] = contact_sheet(rows, min_side=112)
+    return figures
+
+
+def _answer_only(
+    model: PJX, config: ConfigDict, judged: Judged, judging: Judging
+) -> Float[np.ndarray, "n answers"]:
+    """The probabilities of all answers, of a model without an explainer."""
+    found = []
+    for _, arrays in batches(judged.arrays, judging.batch_size):
+        batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
+        found.append(np.asarray(probabilities(model, batch)))
+    return np.concatenate(found)[: len(judged.arrays)]

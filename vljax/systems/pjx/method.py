@@ -1,0 +1,236 @@
+"""What PJ-X does with pictures and questions: reads them, answers, points, writes why.
+
+The networks' equations (2.1 to 2.10) are in `vljax.models.explainer`, the answering model's in
+`vljax.models.answerers.attention`; here is how the two act on a batch, and how it is shown.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from matplotlib import colormaps
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vljax.data.benchmarks import open_benchmark
+from vljax.data.pictures.images import contact_sheet
+from vljax.data.source import Source
+from vljax.data.text.published import question_ids
+from vljax.models import decoding
+from vljax.models.explainer import Explainer
+from vljax.systems.pjx.model import PJX, answer, features_of
+from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, Words, open_words
+from vljax.training.mesh import gather
+
+Arrays = dict[str, np.ndarray]
+
+
+def open_examples(
+    config: ConfigDict, more: Sequence[str] = (), *, held_out: bool = False
+) -> Source:
+    """The examples of a run: picture or features, what is asked, the answer, and `more`.
+
+    Raises:
+        UserError: the data is not there.
+    """
+    benchmark = open_benchmark(config.data)
+    fields = ["features" if config.model.trunk.kind == "none" else "image", "answer", *more]
+    if config.task == "activity":
+        return benchmark.shown(tuple(fields), held_out=held_out)
+    fields.append("question")
+    if config.model.answerer.kind == "modules" and (
+        config.model.answerer.programs == "true" or not held_out
+    ):
+        fields.append("program")
+    return benchmark.questions(tuple(dict.fromkeys(fields)), held_out=held_out)
+
+
+def read_example(config: ConfigDict, words: Words, example: Mapping[str, Any]) -> Arrays:
+    """An example's picture (stretched to the model's size) or features, and its question."""
+    arrays: Arrays = {}
+    if "features" in example:
+        arrays["features"] = np.ascontiguousarray(example["features"].transpose(1, 2, 0))
+    else:
+        arrays["image"] = stretched(example["image"], config.data.image_size)
+    if config.task == "question":
+        ids, mask = question_ids(words.questions, example["question"], config.data.max_question)
+        arrays |= {"question": ids, "question_mask": mask}
+    if "program" in example:
+        arrays["program"] = STEP_TABLE.encode(example["program"], PROGRAM_LENGTH)
+    return arrays
+
+
+def stretched(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """A picture as a square, whatever its proportions, so that all of it is seen (as published)."""
+    if image.shape[:2] == (size, size):
+        return image
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+class Explained(NamedTuple):
+    """Answers with their reasons.
+
+    Attributes:
+        probabilities: Of every answer.
+        answer: The answer that is explained: the most probable one, or the one given.
+        looked: Where the answering model looked, or None where it has no map.
+        points: Where the evidence is, α^pointX.
+        tokens: The justification's words.
+        log_prob: Of the justification, in nats.
+    """
+
+    probabilities: Float[Array, "b n"]
+    answer: Int[Array, " b"]
+    looked: Float[Array, "b h w"] | None
+    points: Float[Array, "b h w"]
+    tokens: Int[Array, "b t"]
+    log_prob: Float[Array, " b"]
+
+
+@jax.jit
+def probabilities(model: PJX, batch: Mapping[str, Array]) -> Float[Array, "b n"]:
+    """How probable every answer is."""
+    said, _ = answer(model, features_of(model, batch), batch)
+    return jax.nn.softmax(said.logits)
+
+
+@functools.partial(jax.jit, static_argnames=("part", "beams", "length", "end"))
+def explain(
+    model: PJX,
+    batch: Mapping[str, Array],
+    given: Int[Array, " b"],
+    keys: Key[Array, " b"],
+    *,
+    length: int,
+    end: int,
+    part: str = "explainer",
+    beams: int = 1,
+    temperature: float | Float[Array, ""] = 0.0,
+    top_p: float | Float[Array, ""] = 1.0,
+) -> Explained:
+    """Answer, point and justify.
+
+    Args:
+        model: The model.
+        batch: See `vljax.systems.pjx.model.answer`.
+        given: The answer to explain, or −1 for the model's own (predicted-answer conditioning).
+        keys: One a row, for drawing words.
+        length: Most words; static.
+        end: The word that ends a justification, and begins it; static.
+        part: Which explainer; static.
+        beams: Width of the search where no words are drawn; static.
+        temperature: Of drawing words; 0 takes the most probable one.
+        top_p: Draw from this share.
+    """
+    said, encoded = answer(model, features_of(model, batch), batch)
+    shares = jax.nn.softmax(said.logits)
+    chosen = jnp.where(given < 0, shares.argmax(-1), given).astype(jnp.int32)
+    explainer: Explainer = getattr(model, part)
+    cause, points = explainer.explain(encoded, chosen)
+    cache, first = explainer.start(cause), jnp.full(len(chosen), end)
+    if beams > 1:
+        found = decoding.beam_search(explainer.step, cache, first, length, beams, end=end, pad=end)
+        tokens, log_prob = found.tokens[:, 0], found.log_prob[:, 0]
+    else:
+        drawn = decoding.sample(
+            explainer.step,
+            cache,
+            first,
+            length,
+            keys,
+            end=end,
+            pad=end,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        tokens, log_prob = drawn.tokens, drawn.log_prob
+    return Explained(shares, chosen, said.attention, points, tokens, log_prob)
+
+
+def explain_batch(
+    model: PJX,
+    config: ConfigDict,
+    words: Words,
+    arrays: Sequence[Arrays],
+    given: Sequence[int],
+    *,
+    seed: int = 0,
+    first: int = 0,
+    **how: Any,
+) -> Explained:
+    """`explain` of a list of examples; on the host."""
+    batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
+    places = np.arange(first, first + len(arrays))
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(places)
+    end = words.justifications.end
+    assert end is not None
+    found = explain(
+        model,
+        batch,
+        np.asarray(given, np.int32),
+        keys,
+        length=config.data.max_words,
+        end=end,
+        **how,
+    )
+    return jax.tree.map(np.asarray, found)
+
+
+@jax.jit
+def probability_when_seen(
+    model: PJX,
+    batch: Mapping[str, Array],
+    answers: Int[Array, " b"],
+    seen: Bool[Array, "b h w"],
+) -> Float[Array, " b"]:
+    """How probable given answers are when only some places of the features are seen.
+
+    Unseen places hold the mean of the picture's places.
+    """
+    features = features_of(model, batch)
+    mean = features.mean((1, 2), keepdims=True)
+    said, _ = answer(model, jnp.where(seen[..., None], features, mean), batch)
+    return jnp.take_along_axis(jax.nn.softmax(said.logits), answers[:, None], axis=1)[:, 0]
+
+
+def over_picture(
+    points: Float[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A map in colours over a picture, at the picture's own size, as in figure 2.5."""
+    height, width = image.shape[:2]
+    scaled = Image.fromarray(np.float32(points / max(points.max(), 1e-12)))
+    heat = np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+    colours = colormaps["inferno"](heat)[..., :3] * 255
+    grey = image.mean(-1, keepdims=True) * 0.5 + 64
+    share = 0.25 + 0.6 * heat[..., None]
+    return np.uint8((share * colours + (1 - share) * grey).clip(0, 255))
+
+
+def explained_pictures(config: ConfigDict) -> Callable[[PJX], dict[str, np.ndarray]]:
+    """Draws a few held-out pictures with their maps; answers and justifications above them."""
+    source, words, count = None, open_words(config), config.samples.count
+    if config.model.trunk.kind != "none":
+        source = open_examples(config, held_out=True)
+
+    def draw(model: PJX) -> dict[str, np.ndarray]:
+        if source is None:
+            return {}
+        examples = [source[i] for i in range(min(count, len(source)))]
+        arrays = [read_example(config, words, one) for one in examples]
+        here = jax.tree.map(gather, model)
+        found = explain_batch(here, config, words, arrays, [-1] * len(arrays))
+        rows = []
+        for i, example in enumerate(examples):
+            image = arrays[i]["image"]
+            told = words.answers.entries[found.answer[i]]
+            why = words.justifications.decode(found.tokens[i])
+            label = f"{example.get('question', '')} {told}: {why}".strip()
+            rows.append((label, np.stack([image, over_picture(found.points[i], image)])))
+        return {"explained": contact_sheet(rows, min_side=112)}
+
+    return draw

@@ -1,0 +1,161 @@
+"""PJ-X's parts: a trunk, the question's encoder, the answering model and the explainer."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from vljax.data.benchmarks import open_benchmark
+from vljax.errors import UserError
+from vljax.models.answerers import Answer, Attention, ModuleNetwork, make_answerer
+from vljax.models.explainer import Encoded, Explainer
+from vljax.models.question import ProgramWriter, Question, QuestionEncoder, QuestionSizes
+from vljax.models.trunk import Convolutions
+from vljax.ops.fusion import l2_normalise
+from vljax.ops.pixels import to_unit
+from vljax.systems.pjx.recipe import TASKS
+from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, open_words
+
+
+class PJX(nnx.Module):
+    """The model.
+
+    A part that a run does without is None: `trunk` where features are read, `question` where
+    nothing is asked, `writer` where no programs are written, `explainer` where a run is for
+    answers alone. `without_attention` and
+    `on_descriptions` are the explainers of table 2.2's ablations.
+    """
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs) -> None:
+        if config.task not in TASKS:
+            raise UserError(f"task={config.task!r}: choose {' or '.join(map(repr, TASKS))}")
+        fields, words = config.model, open_words(config)
+        self.trunk, channels = make_trunk(config, rngs=rngs)
+        self.vector = fields.explainer.features
+        asks = config.task == "question"
+        self.question = (
+            QuestionEncoder(len(words.questions), **fields.question, dtype=fields.dtype, rngs=rngs)
+            if asks
+            else None
+        )
+        sizes = self.question.sizes if self.question else QuestionSizes(self.vector, 1, 1)
+        kind = fields.answerer.kind
+        own = dict(fields.answerer.get(kind, {}))
+        if kind == "modules":
+            own |= {"ops": len(STEP_TABLE.ops), "arguments": len(STEP_TABLE.arguments)}
+        writes = kind == "modules" and fields.answerer.programs == "written"
+        self.writer = (
+            ProgramWriter(len(STEP_TABLE.steps), PROGRAM_LENGTH, sizes, rngs=rngs)
+            if writes
+            else None
+        )
+        self.answerer = make_answerer(kind, channels, sizes, len(words.answers), rngs=rngs, **own)
+        explained, ablated = is_explained(config), is_explained(config) and config.ablations
+        if explained and (
+            kind != "attention" or own["fusion"] != "product" or sizes.vector != self.vector
+        ):
+            raise UserError(
+                f"model.answerer.kind={kind!r}: the explainer takes on what PJ-X's own answering "
+                "model fused: choose 'attention' with fusion 'product', and as many features in "
+                "answerer, explainer and question (hidden × layers); or leave the explainer out "
+                "as configs/vqa_vqav2.py does"
+            )
+        explainer = functools.partial(
+            Explainer,
+            answers=len(words.answers),
+            words=len(words.justifications),
+            channels=channels,
+            rngs=rngs,
+            **fields.explainer,
+        )
+        described = ablated and open_benchmark(config.data).captioned
+        self.explainer = explainer() if explained else None
+        self.without_attention = explainer(attention=False) if ablated else None
+        self.on_descriptions = explainer() if described else None
+
+
+def make_model(config: ConfigDict) -> PJX:
+    """The model at its random start."""
+    return PJX(config, rngs=nnx.Rngs(config.seed))
+
+
+def is_explained(config: ConfigDict) -> bool:
+    """Whether the run has an explainer, or is for answers alone."""
+    return not {"explain", "joint"}.isdisjoint(config.stages)
+
+
+def make_trunk(config: ConfigDict, *, rngs: nnx.Rngs) -> tuple[Any, int]:
+    """The trunk of the config and the channels of its features.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    fields = config.model.trunk
+    match fields.kind:
+        case "convolutions":
+            return Convolutions(fields.width, rngs=rngs), fields.width + 2
+        case "none":
+            if fields.channels < 1:
+                raise UserError(
+                    f"model.trunk.channels={fields.channels}: say how many channels the features "
+                    "in data.features have"
+                )
+            return None, fields.channels
+        case _:
+            raise UserError(
+                f"model.trunk.kind={fields.kind!r}: choose 'convolutions', or 'none' with features "
+                "made once (data.features)"
+            )
+
+
+def features_of(model: PJX, batch: Mapping[str, Array]) -> Float[Array, "b h w c"]:
+    """A batch's features: read, with norm 1 over the whole map as published, or the trunk's."""
+    if model.trunk is None:
+        return l2_normalise(batch["features"], "map")
+    return model.trunk(to_unit(batch["image"]))
+
+
+def answer(
+    model: PJX,
+    features: Float[Array, "b h w c"],
+    batch: Mapping[str, Array],
+    key: Key[Array, ""] | None = None,
+) -> tuple[Answer, Encoded]:
+    """The answers to a batch's questions, and what the explainer takes on from there.
+
+    Args:
+        model: The model.
+        features: From `features_of`.
+        batch: `question` and `question_mask` where something is asked; `program` where a module
+            network answers by the true one instead of one that the model writes.
+        key: For dropout; without it there is none.
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    if model.question is None:
+        asked = _unasked(features, model.vector)
+    else:
+        asked = model.question(batch["question"], batch["question_mask"], key=keys[0])
+        if isinstance(model.answerer, ModuleNetwork):
+            steps = batch.get("program")
+            if steps is None:
+                assert model.writer is not None
+                steps = model.writer.write(asked)
+            asked = asked._replace(program=STEP_TABLE.chain(steps))
+    said = model.answerer(features, asked, key=keys[1])
+    if not isinstance(model.answerer, Attention):
+        return said, Encoded(features, features, features, asked.vector)
+    embedded = model.answerer.rounds[0].fusion.x(features)
+    joint = embedded * asked.vector[:, None, None].astype(embedded.dtype)
+    return said, Encoded(features, embedded, joint, asked.vector)
+
+
+def _unasked(features: Float[Array, "b h w c"], vector: int) -> Question:
+    """A question that leaves the picture as it is: a vector of ones (section 2.4)."""
+    rows, dtype = len(features), features.dtype
+    nothing = jnp.zeros((rows, 1, 1), dtype)
+    return Question(jnp.ones((rows, vector), dtype), nothing, nothing, jnp.zeros((rows, 1), bool))

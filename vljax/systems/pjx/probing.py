@@ -1,0 +1,178 @@
+"""Probes of PJ-X: whether explanations follow the answer, and the answer follows the evidence.
+
+Another answer must move map and words; what the map points at must matter to the answer (deletion
+and insertion); and where the world behind a picture is known, the picture is rendered anew without
+the evidence, or without something else.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vljax.data.benchmarks import Benchmark
+from vljax.data.scenes import Scene, render
+from vljax.data.scenes.counterfactuals import without
+from vljax.data.scenes.explanations import explain as reasons_of
+from vljax.data.scenes.truth import read
+from vljax.metrics import pointing
+from vljax.metrics.report import Row
+from vljax.systems.pjx.method import (
+    Arrays,
+    Explained,
+    explain_batch,
+    open_examples,
+    probability_when_seen,
+    read_example,
+)
+from vljax.systems.pjx.model import PJX
+from vljax.systems.pjx.words import Words
+
+
+class Judged(NamedTuple):
+    """The examples that are judged.
+
+    Attributes:
+        examples: As the source gives them.
+        arrays: As the model takes them.
+        truth: The index of the true answer, or −1 where the vocabulary lacks it.
+        scenes: The worlds behind them, or None.
+    """
+
+    examples: list[dict[str, Any]]
+    arrays: list[Arrays]
+    truth: list[int]
+    scenes: list[Scene] | None
+
+
+def open_judged(config: ConfigDict, words: Words, benchmark: Benchmark, count: int) -> Judged:
+    """The first held-out examples, read."""
+    scenes = benchmark.scenes(held_out=True)
+    more = ["justifications"]
+    if scenes is not None:
+        more += ["evidence", "question_kind"] if config.task == "question" else ["evidence"]
+    source = open_examples(config, more, held_out=True)
+    places = range(min(count, len(source)))
+    examples = [source[i] for i in places]
+    arrays = [read_example(config, words, one) for one in examples]
+    known = [one["answer"] in words.answers for one in examples]
+    truth = [
+        words.answers.id(one["answer"]) if there else -1
+        for one, there in zip(examples, known, strict=True)
+    ]
+    worlds = None if scenes is None else [scenes.scene(i) for i in places]
+    return Judged(examples, arrays, truth, worlds)
+
+
+def batches(arrays: list[Arrays], size: int) -> Iterator[tuple[int, list[Arrays]]]:
+    """Batches of one size, the last one filled up, each with the index of its first example."""
+    for first in range(0, len(arrays), size):
+        part = arrays[first : first + size]
+        yield first, part + part[-1:] * (size - len(part))
+
+
+def about(judged: Judged, i: int) -> tuple[int, ...]:
+    """The objects that show the answer of an example on scenes."""
+    assert judged.scenes is not None
+    scene, example = judged.scenes[i], judged.examples[i]
+    if "question" not in example:
+        return read(example["justifications"][0], scene).named
+    return reasons_of(scene, example["question"]).about
+
+
+# Faithfulness ----------------------------------------------------------------------------------
+
+
+def faithfulness(
+    model: PJX,
+    config: ConfigDict,
+    words: Words,
+    judged: Judged,
+    ours: Explained,
+    count: int,
+    seed: int,
+) -> Iterator[Row]:
+    """Whether explanations follow the answer, and the answer follows the evidence."""
+    count = min(count, len(judged.arrays))
+    chosen, arrays = ours.answer[:count], judged.arrays[:count]
+    best = np.argsort(-ours.probabilities[:count])[:, :2]
+    given = np.where(best[:, 0] == chosen, best[:, 1], best[:, 0])
+    other = explain_batch(model, config, words, arrays, list(given))
+    moved = [
+        pointing.earth_movers_distance(*(np.float64(m) / m.sum() for m in pair))
+        for pair in zip(ours.points[:count], other.points, strict=True)
+    ]
+    changed = (ours.tokens[:count] != other.tokens).any(-1).mean()
+    values = {
+        "words change": 100 * float(changed),
+        "map moves, EMD": float(np.mean(moved)),
+        "n": count,
+    }
+    yield Row("faithfulness", "another answer is explained", values)
+    yield from _deletion(model, judged, ours, count, seed)
+    if judged.scenes is not None and config.task == "question":
+        yield from _counterfactuals(model, config, words, judged, count)
+
+
+def _deletion(model: PJX, judged: Judged, ours: Explained, count: int, seed: int) -> Iterator[Row]:
+    """Areas under deletion and insertion curves of the answer's probability, by what is deleted."""
+    rng = np.random.default_rng(seed)
+    side = ours.points.shape[1]
+    maps = {"ours": ours.points, "random": rng.random(ours.points.shape)}
+    if ours.looked is not None:
+        maps["answering model"] = ours.looked
+    if "evidence" in judged.examples[0]:
+        grids = [pointing.to_grid(one["evidence"], side) for one in judged.examples[:count]]
+        maps["the evidence itself"] = np.stack(
+            [np.zeros((side, side)) if grid is None else grid for grid in grids]
+        )
+    for name, all_maps in maps.items():
+        curves: dict[str, list[float]] = {"deletion": [], "insertion": []}
+        for i in range(count):
+
+            def probability(seen: np.ndarray, i: int = i) -> np.ndarray:
+                batch = {k: np.stack([v] * len(seen)) for k, v in judged.arrays[i].items()}
+                answers = np.full(len(seen), ours.answer[i], np.int32)
+                return np.asarray(probability_when_seen(model, batch, answers, seen))
+
+            for curve, insert in (("deletion", False), ("insertion", True)):
+                values = pointing.deletion_curve(all_maps[i], probability, insert=insert)
+                curves[curve].append(float(values.mean()))
+        told = {f"area under {curve}": float(np.mean(v)) for curve, v in curves.items()}
+        yield Row("deletion and insertion", name, {**told, "n": count})
+
+
+def _counterfactuals(
+    model: PJX, config: ConfigDict, words: Words, judged: Judged, count: int
+) -> Iterator[Row]:
+    """Pictures rendered anew: without the evidence the answer should change, otherwise stay."""
+    assert judged.scenes is not None
+    asked: dict[str, list[Arrays]] = {"without the evidence": [], "without something else": []}
+    before: dict[str, list[int]] = {name: [] for name in asked}
+    own = explain_batch(model, config, words, judged.arrays[:count], [-1] * count)
+    for i in range(count):
+        scene, example = judged.scenes[i], judged.examples[i]
+        shows = {*about(judged, i)}
+        rest = [k for k in range(len(scene.objects)) if k not in shows]
+        if not shows or example["question_kind"] == "count":
+            continue
+        for name, gone in (
+            ("without the evidence", shows),
+            ("without something else", {*rest[:1]}),
+        ):
+            if gone and len(gone) < len(scene.objects):
+                image = render(without(scene, gone), config.data.image_size)
+                changed = dict(example) | {"image": image}
+                asked[name].append(read_example(config, words, changed))
+                before[name].append(int(own.answer[i]))
+    for name, arrays in asked.items():
+        if not arrays:
+            continue
+        after = []
+        for _, part in batches(arrays, count):
+            after += list(explain_batch(model, config, words, part, [-1] * len(part)).answer)
+        stays = np.array(after[: len(arrays)]) == np.array(before[name])
+        yield Row(
+            "counterfactuals", name, {"answer stays": 100 * float(stays.mean()), "n": len(arrays)}
+        )

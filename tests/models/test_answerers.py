@@ -48,6 +48,11 @@ class Model(nnx.Module):
 
 
 @functools.cache
+def small(kind):
+    return Model(kind, nnx.Rngs(0))
+
+
+@functools.cache
 def batch(side="right"):
     """Random questions and programs with random answers; padding on one side."""
     rng = np.random.default_rng(0)
@@ -76,7 +81,7 @@ def batch(side="right"):
 
 @pytest.mark.parametrize("kind", ANSWERERS)
 def test_sixteen_questions_are_learnt_by_all_parameters(kind):
-    model = Model(kind, nnx.Rngs(0))
+    model = small(kind)
     optimizer = optax.adam(5e-3)
 
     def loss(model, batch):
@@ -113,7 +118,7 @@ def test_sixteen_questions_are_learnt_by_all_parameters(kind):
 
 
 def test_dropout_needs_a_key_and_has_an_effect():
-    model = Model("attention", nnx.Rngs(0))
+    model = small("attention")
     run = jax.jit(lambda model, batch, key: model(batch, key).logits)
     first, second = (run(model, batch(), jax.random.key(i)) for i in range(2))
     assert np.abs(first - second).max() > 1e-4
@@ -189,7 +194,7 @@ def test_the_published_answerer_by_its_caffe_layers():
 
 
 def test_a_step_that_is_none_hands_on_and_arguments_matter():
-    model = Model("modules", nnx.Rngs(0)).answer
+    model = small("modules").answer
     features = jnp.asarray(batch()["features"][:1])
     run = jax.jit(lambda model, features, program: model.run(features, program))
 
@@ -222,6 +227,6 @@ def test_mistakes_are_named():
             make_answerer(kind, 4, sizes, 2, rngs=rngs, **fields)
     with pytest.raises(UserError, match="layers=3 of the question's encoder"):
         QuestionEncoder(3, layers=3, rngs=rngs)
-    model = Model("modules", rngs)
+    model = small("modules")
     with pytest.raises(ValueError, match="needs questions with a program"):
         model(batch() | {"program": None})

@@ -36,26 +36,26 @@ def make(kind, **fields):
     return fusion(kind, X, Y, OUT, rngs=nnx.Rngs(0), **(FIELDS.get(kind, {}) | fields))
 
 
-@pytest.mark.parametrize("kind", FUSIONS)
-def test_both_sides_and_all_parameters_count(kind):
-    model = make(kind)
+def test_both_sides_and_all_parameters_count():
+    models = {kind: make(kind) for kind in FUSIONS}
     x, y = inputs()
 
     @jax.jit
-    def run(model, x, y):
+    def run(models, x, y):
         def loss(model, x, y):
             z = model(x, y, "map")
             return (z * jnp.arange(z.size).reshape(z.shape)).sum(), z
 
-        (_, z), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(model, x, y)
-        return z, gradients
+        derive = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+        return {kind: derive(model, x, y) for kind, model in models.items()}
 
-    z, (to_model, to_x, to_y) = run(model, x, y)
-    assert z.shape == (2, 3, 4, OUT)
-    for gradient in (to_x, to_y, *named_parameters(to_model).values()):
-        assert np.isfinite(gradient).all()
-        assert np.abs(gradient).max() > 1e-6
-    assert bool(named_parameters(model)) == (kind != "mcb")
+    for kind, ((_, z), (to_model, to_x, to_y)) in run(models, x, y).items():
+        assert z.shape == (2, 3, 4, OUT), kind
+        parameters = named_parameters(to_model)
+        for name, gradient in {"x": to_x, "y": to_y, **parameters}.items():
+            assert np.isfinite(gradient).all(), (kind, name)
+            assert np.abs(gradient).max() > 1e-6, (kind, name)
+        assert bool(parameters) == (kind != "mcb")
 
 
 def test_formulas_by_hand():

@@ -38,7 +38,7 @@ def test_signed_root_and_its_gradient():
     through = jax.grad(lambda x: signed_sqrt(x, 1e-6))(9.0)
     np.testing.assert_allclose(through, 1 / 6, rtol=1e-5)
     # Nor is there a second derivative or a vectorised one that is not finite.
-    assert np.isfinite(jax.vmap(jax.grad(jax.grad(signed_sqrt)))(x)).all()
+    assert np.isfinite(jax.jit(jax.vmap(jax.grad(jax.grad(signed_sqrt))))(x)).all()
 
 
 def test_norms_over_the_map_and_by_place(normal):

@@ -55,9 +55,12 @@ class Glance(nnx.Module):
 class Attention(nnx.Module):
     """PJ-X's answering model: attend by the fused map, fuse what was seen, classify.
 
-    What is seen are the features themselves, not their projection. Several rounds are stacked
-    attention: what a round saw is added to the question for the next (Yang et al. 2016,
-    equation 18). SAN classifies that sum; here the last round's too is fused with what it saw.
+    What is seen are the features themselves, not their projection. PJ-X's explainer starts from the
+    raw joint map, `rounds[0].fusion.join(features, question.vector[:, None, None])`.
+
+    Several rounds are stacked attention: what a round saw is added to the question for the next
+    (Yang et al. 2016, equation 18). SAN classifies that sum; here the last round's too is fused
+    with what it saw.
 
     Args:
         channels: Of the picture's features.

@@ -2,16 +2,17 @@
 
 import json
 import math
-import zlib
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests import golden_weights
+from tests.golden_weights import random_tensor, standard_normal
 from vljax import pretrained
 from vljax.errors import UserError
-from vljax.models.parameters import named_parameters, variables
+from vljax.models.parameters import named_parameters
 from vljax.models.resnet import (
     DEPTHS,
     Bottleneck,
@@ -31,25 +32,16 @@ def skeleton(**fields):
     return jax.eval_shape(lambda: ResNet(**fields, rngs=nnx.Rngs(0)))
 
 
+def resnet_tensor(name, shape):
+    """Such that signals neither vanish nor explode."""
+    if name.endswith("running_var"):
+        return 1 + 0.1 * np.abs(standard_normal(name, shape))
+    w = random_tensor(name, shape, gain=2.0)
+    return w - 0.7 if name.endswith("bn3.weight") else w
+
+
 def published_weights(model):
-    """Every tensor from its own name, such that signals neither vanish nor explode."""
-    tensors = {}
-    for name, variable in variables(model).items():
-        shape = pretrained.to_published(np.zeros(variable.get_value().shape, bool), variable).shape
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        w = rng.standard_normal(shape, np.float32)
-        if name.endswith("running_var"):
-            w = 1 + 0.1 * np.abs(w)
-        elif len(shape) == 1:
-            w = 0.1 * w
-            if name.endswith(("bn1.weight", "bn2.weight", "downsample.1.weight")):
-                w += 1
-            elif name.endswith("bn3.weight"):
-                w += 0.3
-        else:
-            w = w * np.float32((2 / math.prod(shape[1:])) ** 0.5)
-        tensors[name] = w
-    return tensors
+    return golden_weights.published_weights(model, tensor=resnet_tensor)
 
 
 def pictures(side):

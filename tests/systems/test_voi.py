@@ -263,7 +263,8 @@ def test_mistakes_name_their_field():
     fails(r"stages\.tune\.estimator='dice'", "--config.stages.tune.estimator=dice")
     fails(r"stages\.joint\.entropy=\(0\.5, 0\.0\)", "--config.stages.joint.entropy=(0.5, 0.0)")
     for value in ("", "''", "[]", "(0.5,)", "('a', 'b')"):
-        fails(r"stages\.joint\.entropy=\(.*two positive", f"--config.stages.joint.entropy={value}")
+        told = r"stages\.joint\.entropy=\(.*(give two positive|like those of the recipe)"
+        fails(told, f"--config.stages.joint.entropy={value}")
     fails(r"stages\.joint\.alternate=\(1, -2\)", "--config.stages.joint.alternate=(1, -2)")
     with pytest.raises(UserError, match=r"model\.permutation\.scheme='absolute'"):
         voi.make_model(small("--config.model.permutation.scheme=absolute"))

@@ -27,8 +27,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from vljax.data.dialogues import CANVAS, Dialogues, SceneDialogues
+from vljax.data.pictures.geneva import Geneva
 from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.pictures.sources import ImageFolder, Lsun, Tfds
 from vljax.data.scenes import (
@@ -37,8 +41,10 @@ from vljax.data.scenes import (
     CLASSES,
     SHAPES,
     VOCABULARY,
+    Scene,
     Scenes,
     oracle,
+    render,
     words,
 )
 from vljax.data.source import Renamed, Source, Span, kept_for_training
@@ -66,7 +72,8 @@ class Benchmark:
 
     Attributes:
         config: The `data` fields of a run.
-        has: Of "pictures", "texts", "captions", "edits" and "questions", what can be opened.
+        has: Of "pictures", "texts", "captions", "edits", "questions" and "dialogues", what can be
+            opened.
         captioned: Whether its pictures have captions, in the field `captions` of an example: then
             a text encoder and its tokenizer can be learnt from it.
         oracle: What finds the objects in pictures like its own (`vljax.data.scenes.oracle`), or
@@ -171,6 +178,25 @@ class Benchmark:
         """
         raise self._lacks("questions")
 
+    def dialogues(self, split: str = "train") -> Dialogues:
+        """Dialogues that draw a picture turn by turn.
+
+        Args:
+            split: `"train"`, `"val"` (to choose a model by) or `"test"`.
+
+        Raises:
+            UserError: the data is not there, or has no dialogues.
+        """
+        raise self._lacks("dialogues")
+
+    def canvas(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The empty picture with which a dialogue may begin.
+
+        Raises:
+            UserError: the data is not there, or has no dialogues.
+        """
+        raise self._lacks("dialogues")
+
     def _lacks(self, what: str) -> UserError:
         able = [name for name, kind in KINDS.items() if what in kind.has]
         return UserError(
@@ -181,7 +207,7 @@ class Benchmark:
 class ScenesBenchmark(Benchmark):
     """Scenes, made as they are read, and the oracle that judges pictures of them."""
 
-    has = ("pictures", "captions", "edits", "texts", "questions")
+    has = ("pictures", "captions", "edits", "texts", "questions", "dialogues")
     captioned = True
     oracle: ClassVar[ModuleType | None] = oracle
     classes = CLASSES
@@ -205,6 +231,19 @@ class ScenesBenchmark(Benchmark):
         names["answer"] = "activity"
         wanted = tuple(names.get(name, name) for name in fields)
         return Renamed(self.pictures(wanted, held_out=held_out), names)
+
+    def dialogues(self, split: str = "train") -> Dialogues:
+        """The dialogues that build scenes; those of `"val"` and `"test"` are of two seeds."""
+        if split == "train":
+            return SceneDialogues(self.scenes())
+        test = self.scenes(held_out=True)
+        return SceneDialogues(
+            test if split == "test" else dataclasses.replace(test, seed=test.seed + 1)
+        )
+
+    def canvas(self) -> UInt8[np.ndarray, "h w 3"]:
+        """A light canvas."""
+        return render(Scene(CANVAS, ()), self.scenes().image_size)
 
     def scenes(self, *, held_out: bool = False) -> Scenes:
         """The scenes of a split."""
@@ -299,6 +338,21 @@ class QuestionsBenchmark(Benchmark):
         )
 
 
+class DialoguesBenchmark(Benchmark):
+    """i-CLEVR and CoDraw, as GeNeVA published them."""
+
+    has = ("dialogues",)
+
+    def dialogues(self, split: str = "train") -> Dialogues:
+        """The dialogues of a published file in the folder `data.path`."""
+        stem = {"iclevr": "clevr", "codraw": "codraw"}[self.config.name]
+        return Geneva(Path(self.config.path) / f"{stem}_{split}.h5")
+
+    def canvas(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The canvas of the test set."""
+        return self.dialogues("test")[0]["canvas"]
+
+
 KINDS: dict[str, type[Benchmark]] = {
     "scenes": ScenesBenchmark,
     "folder": PicturesBenchmark,
@@ -308,6 +362,7 @@ KINDS: dict[str, type[Benchmark]] = {
     "gigaword": TextBenchmark,
     "wmt16": TextBenchmark,
     "shape_prompts": EditsBenchmark,
+    **dict.fromkeys(("iclevr", "codraw"), DialoguesBenchmark),
     **dict.fromkeys(("vqa_v1", "vqa_v2", "vqa_x", "act_x", "nlx"), QuestionsBenchmark),
 }
 #: Data sets that are read here; every other name is one of TensorFlow Datasets.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from vljax.data.scenes.counterfactuals import complement
-from vljax.data.scenes.dialogues import dialogue
+from vljax.data.scenes.dialogues import Turn, dialogue
 from vljax.data.scenes.draws import Draws
 from vljax.data.scenes.edits import EDIT_KINDS, edit_requests
 from vljax.data.scenes.explanations import ACTIVITIES, activity
@@ -265,6 +265,10 @@ class Scenes:
     def scene(self, index: int) -> Scene:
         """The scene of the example at an index."""
         return self._draw(index)[0]
+
+    def turns(self, index: int) -> tuple[Turn, ...]:
+        """The dialogue that builds the scene at an index, whatever fields were asked for."""
+        return dialogue(*self._draw(index))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(self.size)[index]

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from vljax import files
 from vljax.config import check, flatten, from_workdir
 from vljax.errors import RunError, UserError
+from vljax.process import keep_house
 from vljax.request import add_flags, from_flags
 from vljax.systems import System, load_system
 from vljax.training import weights
@@ -257,6 +258,7 @@ def door(main: Callable[[Sequence[str]], int]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        keep_house()
         try:
             code = main(sys.argv[1:])
         except UserError as error:

@@ -191,13 +191,13 @@ def test_decoder_is_a_distribution_with_finite_gradients():
 def test_mistakes_are_named(tools, data):
     x0, step, noise = data
     schedule = linear_schedule(40)
-    with pytest.raises(UserError, match=r"^prediction: 'score'"):
+    with pytest.raises(UserError, match=r"^prediction='score': "):
         process.Process(schedule, "score")
-    with pytest.raises(UserError, match=r"^variance: 'learned'"):
+    with pytest.raises(UserError, match=r"^variance='learned': "):
         process.Process(schedule, "epsilon", "learned")
-    with pytest.raises(UserError, match=r"^variance: 'fixed_small'.*\(6, 2, 2, 4\)"):
+    with pytest.raises(UserError, match=r"^variance='fixed_small': .*\(6, 2, 2, 4\)"):
         losses.simple_loss(process.Process(schedule), tools.toy("learned_range"), x0, step, noise)
-    with pytest.raises(UserError, match=r"^loss: 'hybrid'"):
+    with pytest.raises(UserError, match=r"^loss='hybrid': "):
         losses.hybrid_loss(process.Process(schedule), tools.toy(), x0, step, noise)
-    with pytest.raises(UserError, match=r"^loss: 'l1'"):
+    with pytest.raises(UserError, match=r"^loss='l1': "):
         losses.named_loss("l1")

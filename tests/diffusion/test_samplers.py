@@ -405,7 +405,7 @@ def test_low_precision_denoisers_and_inputs_stay_float32_inside(tools):
 def test_mistakes_are_named(tools):
     process = Process(linear_schedule(50))
     x = start_noise(KEYS, (2, 2, 1))
-    with pytest.raises(UserError, match=r"^eta: 0.5"):
+    with pytest.raises(UserError, match=r"^eta=0.5: "):
         ddim(process, tools.toy(), x, clip=True, eta=0.5)
-    with pytest.raises(UserError, match=r"^evaluate_at: 'previous'"):
+    with pytest.raises(UserError, match=r"^evaluate_at='previous': "):
         ddim_inversion(process, tools.toy(), x, evaluate_at="previous")

@@ -109,22 +109,22 @@ def test_single_step():
     ("call", "field"),
     [
         (lambda: schedules.named_schedule("sqrt"), "schedule"),
-        (lambda: schedules.named_schedule("cosine", 0), "schedule"),
+        (lambda: schedules.named_schedule("cosine", 0), "num_steps"),
         (lambda: schedules.named_schedule("linear", 20), "betas"),
         (lambda: schedules.schedule_from_betas([]), "betas"),
         (lambda: schedules.respace(schedules.linear_schedule(50), []), "timesteps"),
         (lambda: schedules.respace(schedules.linear_schedule(50), [50]), "timesteps"),
-        (lambda: schedules.parse_timesteps(1000, "ddim300"), "timesteps"),
-        (lambda: schedules.parse_timesteps(1000, "fast"), "timesteps"),
-        (lambda: schedules.parse_timesteps(1000, "10,0"), "timesteps"),
-        (lambda: schedules.parse_timesteps(10, "11"), "timesteps"),
-        (lambda: schedules.spaced_timesteps(1000, 1001, "leading"), "timesteps"),
+        (lambda: schedules.parse_timesteps(1000, "ddim300"), "steps"),
+        (lambda: schedules.parse_timesteps(1000, "fast"), "steps"),
+        (lambda: schedules.parse_timesteps(1000, "10,0"), "steps"),
+        (lambda: schedules.parse_timesteps(10, "11"), "steps"),
+        (lambda: schedules.spaced_timesteps(1000, 1001, "leading"), "steps"),
         (lambda: schedules.spaced_timesteps(1000, 1000, "leading", 1), "offset"),
         (lambda: schedules.spaced_timesteps(1000, 10, "trailing", 1), "offset"),
         (lambda: schedules.spaced_timesteps(1000, 10, "even"), "spacing"),
     ],
 )
 def test_mistakes_are_named(call, field):
-    with pytest.raises(UserError, match=f"^{field}: ") as error:
+    with pytest.raises(UserError, match=f"^{field}=.*: ") as error:
         call()
     assert "\n" not in str(error.value)

@@ -74,5 +74,5 @@ def test_uniform():
 def test_names():
     assert isinstance(named_timestep_sampler("uniform", 7), UniformTimesteps)
     assert named_timestep_sampler("loss_second_moment", 7).history.shape == (7, 10)
-    with pytest.raises(UserError, match=r"^timesteps: 'even'"):
+    with pytest.raises(UserError, match=r"^timestep_sampler='even': "):
         named_timestep_sampler("even", 7)

@@ -381,7 +381,7 @@ def test_a_fresh_norm_keeps_the_size_of_features_and_its_statistics():
         ({"patch_size": 8}, "patch_size=8"),
         ({"image_size": 63}, "image_size=63"),
         ({"vision_width": 15}, "vision_width=15"),
-        ({"text_width": 65}, "65 does not divide by head_channels=64"),
+        ({"text_width": 65}, "head_channels=64: a tower.s width of 65"),
         ({"activation": "relu"}, "activation='relu'"),
         ({"vision_layers": 3, "patch_size": 7}, "patch_size=7"),
     ],

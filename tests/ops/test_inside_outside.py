@@ -295,7 +295,7 @@ def test_prompts_are_joined_as_the_mask_splits_them():
 
 
 def test_mistakes_are_refused():
-    with pytest.raises(UserError, match=r"split=\(40, 38\) does not fit 77"):
+    with pytest.raises(UserError, match=r"split=\(40, 38\): of 77 tokens"):
         token_mask(jnp.ones((1, 4)), split=(40, 38))
     with pytest.raises(UserError, match="schedule='stepwise'"):
         schedule_strength("stepwise", 0.5)

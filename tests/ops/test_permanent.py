@@ -170,7 +170,7 @@ def test_bethe_at_a_million(n):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match="17 is too large"):
+    with pytest.raises(UserError, match=r"logits.shape=\(17, 17\): .* up to 16"):
         log_permanent(jnp.zeros((17, 17)))
     with pytest.raises(UserError, match="num_iters"):
         log_bethe_permanent(jnp.zeros((3, 3)), 0)

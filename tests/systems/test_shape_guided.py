@@ -203,7 +203,7 @@ def test_edits_compile_once(editing, opened, tmp_path, compilations):
         ({"method": "prompt_to_prompt", "reweight": ("red",)}, "--reweight red: give a word and"),
         ({"method": "prompt_to_prompt", "reweight": ("cat=2",)}, "'cat' is no word of"),
         ({"seed": 3_000_000_000}, "seed=3000000000 does not fit 32 bits"),
-        ({"steps": "many"}, "'many' is not understood"),
+        ({"steps": "many"}, "steps='many': write 100"),
     ],
 )
 def test_mistakes_in_one_line(opened, asked, words):

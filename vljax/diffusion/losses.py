@@ -102,8 +102,8 @@ def hybrid_loss(
     """
     if process.variance != "learned_range":
         raise UserError(
-            f"loss: 'hybrid' trains a learned variance, but variance is {process.variance!r};"
-            " use loss 'simple' or variance 'learned_range'."
+            f"loss='hybrid': it trains a learned variance, but variance={process.variance!r}; give "
+            "loss='simple' or variance='learned_range'"
         )
     x_t = q_sample(process.schedule, x0, step, noise)
     output = denoise(process, denoiser, x_t, step)
@@ -157,7 +157,7 @@ def named_loss(name: LossName) -> Loss:
     """
     losses: dict[str, Loss] = {"simple": simple_loss, "vlb": vlb_loss, "hybrid": hybrid_loss}
     if name not in losses:
-        raise UserError(f"loss: {name!r} is unknown; use one of {', '.join(losses)}.")
+        raise UserError(f"loss={name!r}: choose one of {', '.join(losses)}")
     return losses[name]
 
 

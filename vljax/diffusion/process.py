@@ -69,7 +69,7 @@ class Process:
         for name, kinds in (("prediction", PredictionType), ("variance", VarianceType)):
             value = getattr(self, name)
             if value not in get_args(kinds):
-                raise UserError(f"{name}: {value!r} is unknown; use {', '.join(get_args(kinds))}.")
+                raise UserError(f"{name}={value!r}: choose one of {', '.join(get_args(kinds))}")
 
 
 class Posterior(NamedTuple):
@@ -213,9 +213,8 @@ def denoise(
     channels = x_t.shape[-1] * (2 if process.variance == "learned_range" else 1)
     if output.shape != (*x_t.shape[:-1], channels):
         raise UserError(
-            f"variance: {process.variance!r} needs a denoiser output of shape"
-            f" {(*x_t.shape[:-1], channels)} for x_t {x_t.shape}, got {output.shape}; set the"
-            " variance that this denoiser was built for."
+            f"variance={process.variance!r}: the denoiser gives {output.shape} for x_t {x_t.shape} "
+            f"instead of {(*x_t.shape[:-1], channels)}; give the variance that it was built for"
         )
     return output.astype(jnp.float32)
 

@@ -126,7 +126,7 @@ def ddim(
     """
     schedule = process.schedule
     if keys is None and not (isinstance(eta, int | float) and eta == 0):
-        raise UserError(f"eta: {eta} draws noise, but no keys were given; pass keys or eta=0.")
+        raise UserError(f"eta={eta}: it draws noise, but there are no keys; give keys, or eta=0")
 
     def move(
         x: Float[Array, "b h w c"], _: None, step: Int[Array, ""], index: Int[Array, " b"]
@@ -211,7 +211,7 @@ def ddim_inversion(
         UserError: If `evaluate_at` is unknown.
     """
     if evaluate_at not in ("next", "current"):
-        raise UserError(f"evaluate_at: {evaluate_at!r} is unknown; use 'next' or 'current'.")
+        raise UserError(f"evaluate_at={evaluate_at!r}: choose 'next' or 'current'")
     schedule = process.schedule
     # On the way to level i the latent still has level i - 1: read predictions with its factors.
     source = replace(schedule, signal=schedule.signal_previous, noise=schedule.noise_previous)

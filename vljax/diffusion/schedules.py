@@ -85,10 +85,10 @@ def schedule_from_betas(betas: Iterable[float]) -> Schedule:
     """
     betas = np.asarray(list(betas), np.float64)
     if betas.ndim != 1 or not betas.size or not ((betas > 0) & (betas < 1)).all():
+        found = f"{betas.min():g} to {betas.max():g}" if betas.size else "none"
         raise UserError(
-            f"betas: every entry must lie strictly between 0 and 1, got {betas.size} entries"
-            + (f" from {betas.min():g} to {betas.max():g}" if betas.size else "")
-            + "; use more steps or another schedule."
+            f"betas={found}: each must lie strictly between 0 and 1; give more steps or another "
+            "schedule"
         )
     return _tables(np.log1p(-betas), np.arange(len(betas)), log_end=0.0)
 
@@ -125,9 +125,9 @@ def named_schedule(name: ScheduleName, steps: int = 1000) -> Schedule:
         "scaled_linear": scaled_linear_schedule,
     }
     if name not in builders:
-        raise UserError(f"schedule: {name!r} is unknown; use one of {', '.join(builders)}.")
+        raise UserError(f"schedule={name!r}: choose one of {', '.join(builders)}")
     if steps < 1:
-        raise UserError(f"schedule: {steps} steps; use at least 1.")
+        raise UserError(f"num_steps={steps}: give at least 1")
     return builders[name](steps)
 
 
@@ -151,8 +151,8 @@ def respace(schedule: Schedule, timesteps: Iterable[int], *, clean_end: bool = T
     kept = np.unique(np.fromiter(timesteps, np.int64))
     if not kept.size or not np.isin(kept, original).all():
         raise UserError(
-            f"timesteps: {kept.tolist()[:8]} is empty or leaves the schedule, which has"
-            f" {len(original)} times from {original[0]} to {original[-1]}."
+            f"timesteps={kept.tolist()[:8]}: keep one or more of the schedule's {len(original)} "
+            f"times, which go from {original[0]} to {original[-1]}"
         )
     log_start = 2 * np.log(np.float64(np.asarray(schedule.signal_previous)[0]))
     log_cumprod = log_start + np.cumsum(np.asarray(schedule.log_alphas, np.float64))
@@ -177,8 +177,8 @@ def section_timesteps(steps: int, counts: Iterable[int]) -> list[int]:
         size = steps // len(counts) + (section < steps % len(counts))
         if not 0 < count <= size:
             raise UserError(
-                f"timesteps: a section of {size} of the {steps} steps cannot give {count};"
-                f" ask for 1 to {size}."
+                f"steps={','.join(map(str, counts))}: a section of {size} of the {steps} steps "
+                f"cannot give {count}; ask for 1 to {size}"
             )
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         # Summed, not multiplied: at exact halves only the sum's rounding gives the published sets.
@@ -202,13 +202,11 @@ def spaced_timesteps(steps: int, count: int, spacing: Spacing, offset: int = 0) 
         UserError: If the spacing is unknown or the times leave `range(steps)`.
     """
     if spacing not in get_args(Spacing):
-        raise UserError(
-            f"spacing: {spacing!r} is unknown; use one of {', '.join(get_args(Spacing))}."
-        )
+        raise UserError(f"spacing={spacing!r}: choose one of {', '.join(get_args(Spacing))}")
     if not 0 < count <= steps:
-        raise UserError(f"timesteps: cannot take {count} of {steps} steps; use 1 to {steps}.")
+        raise UserError(f"steps={count}: there are {steps}; ask for 1 to {steps}")
     if offset and spacing != "leading":
-        raise UserError(f"offset: {offset} applies to leading spacing only, not {spacing}.")
+        raise UserError(f"offset={offset}: only 'leading' spacing has one; leave it out")
     if spacing == "leading":
         times = np.arange(count) * (steps // count) + offset
     elif spacing == "trailing":
@@ -218,8 +216,8 @@ def spaced_timesteps(steps: int, count: int, spacing: Spacing, offset: int = 0) 
     kept = [int(t) for t in times]
     if kept[-1] >= steps:
         raise UserError(
-            f"offset: {offset} moves the last of {count} times to {kept[-1]}, past the"
-            f" {steps} steps; use a smaller offset."
+            f"offset={offset}: it moves the last of {count} times to {kept[-1]}, past the {steps} "
+            "steps; give a smaller one"
         )
     return kept
 
@@ -241,8 +239,8 @@ def parse_timesteps(steps: int, text: str) -> list[int]:
     form = re.fullmatch(r"(ddim|leading|trailing|linspace)(\d+)(?:\+(\d+))?", text)
     if form is None or (form[1] == "ddim" and form[3]):
         raise UserError(
-            f"timesteps: {text!r} is not understood; write 100, 10,10,5, ddim50, leading50,"
-            " leading50+1, trailing50 or linspace50."
+            f"steps={text!r}: write 100, 10,10,5, ddim50, leading50, leading50+1, trailing50 or "
+            "linspace50"
         )
     kind, count, offset = form[1], int(form[2]), int(form[3] or 0)
     if kind != "ddim":
@@ -252,8 +250,8 @@ def parse_timesteps(steps: int, text: str) -> list[int]:
         if len(times) == count:
             return list(times)
     raise UserError(
-        f"timesteps: no whole-number stride takes exactly {count} of {steps} steps;"
-        f" use '{count}' or 'trailing{count}'."
+        f"steps={text!r}: no whole-number stride takes exactly {count} of {steps}; write '{count}' "
+        f"or 'trailing{count}'"
     )
 
 

@@ -122,4 +122,4 @@ def named_timestep_sampler(name: TimestepSamplerName, steps: int) -> TimestepSam
         return UniformTimesteps(steps)
     if name == "loss_second_moment":
         return LossSecondMomentTimesteps.create(steps)
-    raise UserError(f"timesteps: {name!r} is unknown; use 'uniform' or 'loss_second_moment'.")
+    raise UserError(f"timestep_sampler={name!r}: choose 'uniform' or 'loss_second_moment'")

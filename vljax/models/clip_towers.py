@@ -152,7 +152,10 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         if width % head_channels:
-            raise UserError(f"a width of {width} does not divide by head_channels={head_channels}")
+            raise UserError(
+                f"head_channels={head_channels}: a tower's width of {width} does not divide by it; "
+                "choose a divisor"
+            )
         if activation not in ACTIVATIONS:
             raise UserError(f"activation={activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         self.remat = remat

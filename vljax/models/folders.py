@@ -366,7 +366,9 @@ def clipseg_arguments(folder: Folder) -> dict[str, Any]:
     """
     config = read_json(Path(folder) / "config.json")
     if (kind := config.get("model_type")) != "clipseg":
-        raise UserError(f"{folder}: model_type={kind!r} in config.json, but 'clipseg' is needed")
+        raise UserError(
+            f"{folder}: model_type={kind!r}, but 'clipseg' is needed: give a published CLIPSeg"
+        )
     vision = {**_CLIPSEG_VISION, **(config.get("vision_config") or {})}
     text = {**_CLIPSEG_TEXT, **(config.get("text_config") or {})}
     for name, tower in (("vision_config", vision), ("text_config", text)):
@@ -419,7 +421,8 @@ def _input_size(folder: Path) -> int:
     for field, value in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if not np.allclose(found := config.get(field, value), value):
             raise UserError(
-                f"{path}: {field}={found}, but CLIPSeg was trained with ImageNet's {value}"
+                f"{path}: {field}={found}, but CLIPSeg was trained with ImageNet's {value}: give a "
+                "published CLIPSeg"
             )
     size = config.get("size", 352)
     if isinstance(size, Mapping):

@@ -91,7 +91,7 @@ class LPIPS(nnx.Module):
 
     def __init__(self, network: str, *, rngs: nnx.Rngs) -> None:
         if network not in _TRUNKS:
-            raise UserError(f"lpips network={network!r}: choose one of {sorted(_TRUNKS)}")
+            raise UserError(f"network={network!r}: choose one of {', '.join(_TRUNKS)}")
         self.network = network
         layers, taps = _TRUNKS[network](rngs)
         self.taps = tuple(taps)

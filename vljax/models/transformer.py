@@ -95,7 +95,7 @@ class Attention(nnx.Module):
         max_distance: int = 16,
     ) -> None:
         if features % heads:
-            raise UserError(f"model.heads={heads} does not divide model.features={features}")
+            raise UserError(f"model.heads={heads}: choose a divisor of model.features={features}")
         self.heads, self.scheme, self.max_distance = heads, scheme, max_distance
         self.query = Linear(features, features, rngs=rngs)
         self.key = Linear(features, features, rngs=rngs)

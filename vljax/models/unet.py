@@ -406,7 +406,7 @@ def _check(
     sizes = [image_size // 2**level for level in range(len(levels))]
     for side in attention_resolutions:
         if side not in sizes:
-            raise UserError(f"attention_resolutions has {side}, but the levels are {sizes}")
+            raise UserError(f"attention_resolutions has {side}: choose among the levels, {sizes}")
     for size, channels in zip(sizes, levels, strict=True):
         if channels % norm_groups:
             raise UserError(
@@ -416,6 +416,6 @@ def _check(
         attends = size in attention_resolutions or size == sizes[-1]  # the middle always does
         if attends and channels % (num_head_channels or num_heads):
             raise UserError(
-                f"{channels} channels cannot be split by num_heads={num_heads} or "
-                f"num_head_channels={num_head_channels}"
+                f"num_heads={num_heads}, num_head_channels={num_head_channels}: give what divides "
+                f"{channels} channels"
             )

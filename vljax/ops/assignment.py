@@ -40,7 +40,7 @@ def linear_sum_assignment(
         UserError: the matrix is not square.
     """
     if cost.ndim < 2 or cost.shape[-1] != cost.shape[-2]:
-        raise UserError(f"cost: shape {cost.shape} is not square; give [..., n, n]")
+        raise UserError(f"cost.shape={cost.shape}: give square matrices, [..., n, n]")
     cost = lax.stop_gradient(cost.astype(jnp.promote_types(cost.dtype, jnp.float32)))
     if not cost.size:
         return jnp.zeros(cost.shape[:-1], jnp.int32)

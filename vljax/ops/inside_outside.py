@@ -91,8 +91,8 @@ def token_mask(
     inside, outside = split
     if min(split) < 0 or inside + outside >= tokens:
         raise UserError(
-            f"split={split} does not fit {tokens} tokens, of which the first starts the text: "
-            f"choose parts of at most {tokens - 1} together"
+            f"split={split}: of {tokens} tokens the first starts the text; choose parts of at most "
+            f"{tokens - 1} together"
         )
     index = np.arange(tokens)
     of_inside = jnp.asarray((index >= 1) & (index <= inside), jnp.float32)

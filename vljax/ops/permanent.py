@@ -44,7 +44,8 @@ def log_permanent(
     n = _size(logits)
     if n > MAX_EXACT:
         raise UserError(
-            f"logits: n = {n} is too large for an exact permanent; use log_bethe_permanent"
+            f"logits.shape={logits.shape}: an exact permanent takes n up to {MAX_EXACT}; use "
+            "log_bethe_permanent"
         )
     return _by_subsets(mask_logits(logits, mask))
 
@@ -114,7 +115,7 @@ def bethe_permanent(
     """`log_bethe_permanent` and its marginals B, through which no gradient flows."""
     _size(logits)
     if num_iters < 1:
-        raise UserError(f"num_iters: {num_iters} is not positive; give at least 1")
+        raise UserError(f"num_iters={num_iters}: give at least 1")
     return _propagate(mask_logits(logits, mask), num_iters)
 
 
@@ -159,7 +160,7 @@ def _bethe_value(x: Array, to_row: Array, to_column: Array) -> Array:
 
 def _size(logits: Array) -> int:
     if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2]:
-        raise UserError(f"logits: shape {logits.shape} is not square; give [..., n, n]")
+        raise UserError(f"logits.shape={logits.shape}: give square matrices, [..., n, n]")
     return logits.shape[-1]
 
 

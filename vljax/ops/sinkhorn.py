@@ -63,9 +63,9 @@ def sinkhorn(
         UserError: the matrix is not square, or `num_iters` is not positive.
     """
     if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2]:
-        raise UserError(f"logits: shape {logits.shape} is not square; give [..., n, n]")
+        raise UserError(f"logits.shape={logits.shape}: give square matrices, [..., n, n]")
     if num_iters < 1:
-        raise UserError(f"num_iters={num_iters} is not positive: give at least 1")
+        raise UserError(f"num_iters={num_iters}: give at least 1")
     logits = mask_logits(logits, mask)
     return _normalise(logits / jnp.asarray(temperature, logits.dtype), num_iters)
 

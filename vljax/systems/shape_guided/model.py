@@ -61,8 +61,8 @@ def _published(folder: str, prediction: str) -> dict[str, dict[str, Any]]:
         )
     if (told := predicts(folder)) not in (None, prediction):
         raise UserError(
-            f"--config.pretrained.sd={folder}: its scheduler says prediction_type={told!r}, but "
-            f"config.diffusion.prediction={prediction!r}: give --config.diffusion.prediction={told}"
+            f"--config.diffusion.prediction={prediction}: the scheduler of {folder} tells of "
+            f"another; give --config.diffusion.prediction={told}"
         )
     return published
 

@@ -138,7 +138,7 @@ def distill(model: VOI, config: ConfigDict, request: Request) -> Iterator[Result
     """
     training, held_out = texts(config), texts(config, held_out=True)
     if training.feature_size:
-        raise UserError("--distill: this model writes of pictures, not texts")
+        raise UserError("--distill: this model writes of pictures, not texts; leave it out")
     vocabulary = training.vocabulary
     pairs: list[tuple[str, str]] = []
     for written, batch in write_all(

@@ -300,7 +300,7 @@ def test_the_loss_is_the_published_one(small):
     assert float(metrics["iou"]) == pytest.approx(np.mean(ious), rel=1e-4)
 
 
-def test_infer_shape_keeps_the_pictures_size_and_obeys_the_threshold(small):
+def test_infer_shape_is_the_published_pipeline_at_the_pictures_size(small):
     peer, folder, _ = small
     model = loaded(folder, input_size=64)
     picture = np.random.default_rng(3).integers(0, 256, (80, 100, 3), np.uint8)
@@ -311,13 +311,11 @@ def test_infer_shape_keeps_the_pictures_size_and_obeys_the_threshold(small):
         asked.append((list(texts), length))
         return tokens
 
-    masks = [infer_shape(model, tokenizer, picture, "a dog", p) for p in (0.1, 0.5, 0.9)]
-    assert asked == [(["a dog"], 16)] * 3
-    assert all(m.shape == (80, 100) and m.dtype == bool for m in masks)
-    sums = [int(m.sum()) for m in masks]
-    assert sums[0] > sums[1] > sums[2]
-    assert not (masks[1] & ~masks[0]).any()
-    # The published pipeline: stretch, segment, stretch back.
+    found = infer_shape(model, tokenizer, picture, "a dog")
+    assert asked == [(["a dog"], 16)]
+    assert (found.shape, found.dtype) == ((80, 100), bool)
+    assert 0 < found.sum() < found.size
+    # Stretch, segment, stretch back.
     processor = transformers.ViTImageProcessor(
         size={"height": 64, "width": 64}, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD
     )
@@ -325,10 +323,7 @@ def test_infer_shape_keeps_the_pictures_size_and_obeys_the_threshold(small):
     with torch.no_grad():
         logits = peer(input_ids=torch.from_numpy(tokens), pixel_values=pixels).logits[None]
     full = torch.nn.functional.interpolate(logits, size=(80, 100), mode="bilinear")[0, 0]
-    assert np.mean((full.numpy() > 0) == masks[1]) > 0.99
-    for threshold in (0.0, 1.0, float("nan")):
-        with pytest.raises(UserError, match="threshold="):
-            infer_shape(model, tokenizer, picture, "a dog", threshold)
+    assert np.mean((full.numpy() > 0) == found) > 0.99
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.parameters import named_parameters, with_parameters
+from vljax.request import check
 from vljax.systems.shape_guided import SYSTEM
 from vljax.systems.shape_guided.batch import Wish, make_batch, one_sided
 from vljax.systems.shape_guided.evaluation import Judging, judge, open_edits
@@ -72,10 +73,16 @@ def opened(editing):
     return load(*editing)
 
 
+def checked(request):
+    """As whoever makes a request checks it."""
+    check(request)
+    return request
+
+
 def edited(opened, **asked):
     """The results of a request by name."""
     config, model = opened
-    request = Request(**{"steps": "leading2", "source_prompt": "a circle", **asked})
+    request = checked(Request(**{"steps": "leading2", "source_prompt": "a circle", **asked}))
     return {result.name: result for result in SYSTEM.generate(model, config, request)}
 
 
@@ -418,7 +425,7 @@ def test_evaluation_says_what_it_lacks(opened, asked, side, words):
     config = config.copy_and_resolve_references()
     config.data.update({"annotations": "one_image.json", "image_size": side})
     with pytest.raises(UserError, match=words):
-        judge(model, config, Judging(**asked))
+        judge(model, config, checked(Judging(**asked)))
 
 
 def test_shape_prompts_become_edits_of_one_size():

@@ -3,7 +3,7 @@
 Lüddecke & Ecker, *Image Segmentation Using Text and Image Prompts* (2022), section 3: CLIP's
 vision transformer looks at the picture; a small decoder takes what stands after a few of its
 blocks, the deepest first, and is conditioned on the text's CLIP embedding by a scale and a shift
-(FiLM). It is the shape inference function of Shape-Guided Diffusion (thesis section 5.3).
+(FiLM). With it Shape-Guided Diffusion infers shapes (thesis section 5.3).
 
 Parameter names are those of Hugging Face's `CLIPSegForImageSegmentation` in the decoder, and
 OpenAI's (see `vljax.models.clip`) in the CLIP; loading brings a folder's to them.

@@ -47,7 +47,8 @@ class System:
         make_model: `make_model(config) -> model` at its random start, pure; its parts are the
             model's attributes.
         stages: `stages(config) -> list of stages`, in the order in which they train.
-        request: The frozen dataclass of what a person asks (`vljax.request`).
+        request: The frozen dataclass of what a person asks; who makes one checks it
+            (`vljax.request.check`, as `from_flags` does). So of `judging`.
         generate: `generate(model, config, request)` yields results as they are made.
         judging: The frozen dataclass of how to judge (`vljax.request`).
         judge: `judge(model, config, judging) -> report`: the paper's tables and figures.

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 from ml_collections import ConfigDict
@@ -14,7 +13,8 @@ from ml_collections import ConfigDict
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import contact_sheet
 from vljax.errors import UserError
-from vljax.metrics.frechet import frechet_distance, inception_features, moments
+from vljax.metrics.batches import features_of, parts
+from vljax.metrics.frechet import Gaussian, frechet_distance, inception_features, moments
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
 from vljax.metrics.retrieval import clip_score
@@ -29,7 +29,7 @@ from vljax.metrics.shape import (
 )
 from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
-from vljax.request import File, check, option
+from vljax.request import File, option
 from vljax.systems.shape_guided.batch import Wish, make_batch
 from vljax.systems.shape_guided.methods import METHODS, Settings
 from vljax.systems.shape_guided.model import ShapeGuided, make_tokenizer
@@ -157,7 +157,6 @@ def judge(model: ShapeGuided, config: ConfigDict, judging: Judging) -> Report:
     Raises:
         UserError: an option cannot be, or the data is not there.
     """
-    check(judging)
     if config.data.image_size % model.sd.multiple:
         raise UserError(
             f"--config.data.image_size={config.data.image_size} does not divide by "
@@ -364,7 +363,7 @@ class Judge:
         if len(edits.image) < 2:
             self.features, self.fid_name = None, "not made: it needs two pictures"
         if self.features:
-            self.real = moments(self.features, self._parts(edits.image)).finish()
+            self.real = self._gaussian(edits.image)
 
     def columns(self, pictures: UInt8[np.ndarray, "n H W 3"]) -> Columns:
         """What the table averages, edit by edit; shares in percent, nan where none."""
@@ -376,7 +375,7 @@ class Judge:
         )
         columns = {"KW-mIoU": 100 * scores["kw_miou"], "mIoU": 100 * scores["miou"]}
         if self.clip is not None:
-            seen = jnp.concatenate([self.embed(part) for part in self._parts(pictures)])
+            seen = features_of(self.embed, pictures, self.batch_size)
             columns["CLIP"] = np.asarray(clip_score(seen, self.texts, weight=1.0))
         columns["background PSNR"] = psnr(pictures, edits.image, ~edits.shape)
         return columns
@@ -399,9 +398,9 @@ class Judge:
             if known.size:
                 values[name] = float(known.mean())
         if self.features and kind:
-            made = moments(self.features, self._parts(pictures)).finish()
-            values["FID"] = frechet_distance(made, self.real)
+            values["FID"] = frechet_distance(self._gaussian(pictures), self.real)
         return Row(TABLE, method, values)
 
-    def _parts(self, images: UInt8[np.ndarray, "n H W 3"]) -> list[np.ndarray]:
-        return np.split(images, range(self.batch_size, len(images), self.batch_size))
+    def _gaussian(self, images: UInt8[np.ndarray, "n H W 3"]) -> Gaussian:
+        assert self.features is not None
+        return moments(self.features, parts(images, self.batch_size)).finish()

@@ -148,7 +148,7 @@ class Method:
             inverted = self.invert(model, config, batch, settings)
         start = () if inverted is None else (inverted,)
         process = make_process(config, settings.steps, self.strength)
-        with progress_bar("generation") as bar:
+        with progress_bar(self.name.replace("_", " ")) as bar:
             given = (*self.networks(model, clip), process, batch, *start, bar)
             if not self.ours:
                 return Edited(np.asarray(self.program(*given)))

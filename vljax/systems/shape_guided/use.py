@@ -1,6 +1,5 @@
 """What a person asks of Shape-Guided Diffusion: edit a photograph by a mask and words."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard, get_args
@@ -23,7 +22,7 @@ from vljax.models.clipseg import CLIPSeg
 from vljax.models.folders import clipseg_arguments
 from vljax.ops.inside_outside import StrengthSchedule
 from vljax.ops.pixels import to_unit
-from vljax.request import File, Picture, check, option
+from vljax.request import File, Picture, option
 from vljax.systems import Result
 from vljax.systems.shape_guided.batch import Batch, Keep, Wish, make_batch, token_split
 from vljax.systems.shape_guided.methods import METHODS, Settings
@@ -96,7 +95,6 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
     Raises:
         UserError: a field, the photograph or the mask cannot be.
     """
-    check(request)
     if not _given(request.image) or not request.source_prompt:
         name = "source_prompt" if _given(request.image) else "image"
         raise UserError(f"--{name} is missing: give the photograph and what is in the shape")
@@ -234,7 +232,6 @@ def infer_shape(
     tokenizer: Tokenizer,
     picture: UInt8[np.ndarray, "h w 3"],
     text: str,
-    threshold: float = 0.5,
 ) -> Bool[np.ndarray, "h w"]:
     """InferShape: the pixels of a picture that a text names, at the picture's own size.
 
@@ -245,20 +242,17 @@ def infer_shape(
         tokenizer: Texts and a length to tokens, see `vljax.data.text.tokenizers`.
         picture: Any size.
         text: What to look for, such as the source prompt.
-        threshold: Least probability of a pixel that belongs to it, between 0 and 1.
 
-    Raises:
-        UserError: the threshold is no probability.
+    Returns:
+        True where it is more probable than not.
     """
-    if not 0 < threshold < 1:
-        raise UserError(f"threshold={threshold}: choose a probability between 0 and 1")
     size = (model.input_size, model.input_size)
     shown = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)
     images = to_unit(np.asarray(shown))[None]
     logits = jax.jit(CLIPSeg.__call__)(model, images, tokenizer([text], model.clip.context_length))
     height, width = picture.shape[:2]
     full = Image.fromarray(np.asarray(logits[0])).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(full) > math.log(threshold / (1 - threshold))
+    return np.asarray(full) > 0
 
 
 def _inferred(

@@ -5,8 +5,9 @@ r"""An answerer alone, on VQA v2: the answering model of PJ-X, or another of the
     python -m vljax.train --config configs/vqa_vqav2.py:/data/vqa_v2 --workdir runs/vqa_v2
 
 The first trains on questions about the embedded scenes; kinds are 'attention' (of it `rounds` = 2
-is stacked attention, `fusion` one of eight), 'film', 'relation', 'coattention', 'bilinear' and
-'modules'. The second runs the published setting on VQA v2's files and ResNet-152's features.
+is stacked attention, 0 is none; `fusion` one of eight), 'film', 'relation', 'coattention',
+'bilinear' and 'modules'. The second runs the published setting on VQA v2's files and ResNet-152's
+features.
 """
 
 from ml_collections import ConfigDict

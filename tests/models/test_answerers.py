@@ -218,7 +218,7 @@ def test_mistakes_are_named():
     for kind, fields, problem in (
         ("memory", {}, "answerer kind='memory': choose 'attention', 'film'"),
         ("attention", {"over": "picture"}, "over='picture'"),
-        ("attention", {"rounds": 0}, "rounds=0"),
+        ("attention", {"rounds": -1}, "rounds=-1"),
         ("attention", {"fusion": "cat"}, "fusion='cat'"),
         ("film", {"width": 8, "groups": 3}, "groups=3 of FiLM"),
     ):

@@ -4,14 +4,17 @@ Park, *Vision and Language Understanding Through Generative Modeling* (2023), se
 2.1 to 2.10; Park et al., "Multimodal Explanations" (2018). Attributes have the names of the
 published Caffe model's layers.
 
-Thesis and code differ in three places; the thesis is the default:
+Thesis and code differ in these places; the thesis is the default:
 
 - `attended`, what equation 2.7 sums: `"embedded"`, f^I after its 1×1 convolution; in the code
   `"raw"`, the trunk's features;
 - `decoder`, equation 2.9: `"single"`, one LSTM that reads f^X and the word; in the code `"double"`,
   where f^X multiplies the output of a first LSTM, and a second one reads that;
 - `decoder_norm`, what the norm between the two is over: `"example"`; in the code `"batch"`, all
-  examples of a step together, so that an example's words depend on its batch mates.
+  examples of a step together, so that an example's words depend on its batch mates;
+- `decoder_root`, whether that product's signed root is taken: in the code for VQA-X, not for ACT-X;
+- `asks`, whether f^Q is a factor: in the code for ACT-X, where nothing is asked, it is left out
+  instead of being a vector of ones.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -21,12 +24,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from vljax.models.layers import Linear, dropout
-from vljax.models.recurrent import LSTM
+from vljax.errors import UserError
+from vljax.models.fusion import xavier_linear
+from vljax.models.layers import dropout
+from vljax.models.question import BOUND, WordVectors, uniform_lstm
 from vljax.ops.fusion import Over, l2_normalise, signed_sqrt
-
-CONV = "o i 1 1 -> i o"
-"""How a published 1×1 convolution becomes a `Linear`."""
 
 
 class Encoded(NamedTuple):
@@ -36,35 +38,13 @@ class Encoded(NamedTuple):
         features: Of the trunk.
         embedded: f^I, after the 1×1 convolution.
         joint: f̄^IQ: embedded features times the question, not normalised.
-        question: f^Q.
+        question: f^Q; not read by an explainer to which nothing is asked.
     """
 
     features: Float[Array, "b h w c"]
     embedded: Float[Array, "b h w q"]
     joint: Float[Array, "b h w q"]
     question: Float[Array, "b q"]
-
-
-class Embedding(nnx.Module):
-    """Caffe's embedding: a table and one bias, uniform on ±0.08 at the start.
-
-    Args:
-        count: Number of vectors.
-        features: Length of each.
-        rngs: Where the table comes from.
-    """
-
-    def __init__(self, count: int, features: int, *, rngs: nnx.Rngs) -> None:
-        table = jax.random.uniform(rngs.params(), (count, features), minval=-0.08, maxval=0.08)
-        self.weight = nnx.Param(table)
-        self.bias = nnx.Param(jnp.zeros(features))
-
-    def __call__(self, index: Int[Array, "*b"]) -> Float[Array, "*b f"]:
-        return self.weight[...][index] + self.bias[...]
-
-    def mix(self, shares: Float[Array, "*b n"]) -> Float[Array, "*b f"]:
-        """The mean vector of a distribution over the table."""
-        return shares @ self.weight[...] + self.bias[...]
 
 
 class Decoder(NamedTuple):
@@ -90,10 +70,26 @@ class Explainer(nnx.Module):
         attended: See the module.
         decoder: See the module.
         decoder_norm: See the module.
+        decoder_root: See the module.
+        asks: See the module.
         over: What the fused map's norm is over, see `vljax.ops.fusion.l2_normalise`.
         dropout_rate: After each fusion and between the LSTMs.
+        bound: Embeddings and LSTMs start uniform on ±bound; as published for thousands of features.
         rngs: Where the initial weights come from.
+
+    Raises:
+        UserError: `decoder_features` does not fit the decoder.
     """
+
+    # Layers of the published caffemodels, and where they are here.
+    caffe_layers = {  # noqa: RUF012
+        name: name
+        for name in (
+            *("exp_emb_ans", "exp_emb_ans2", "eltwise_emb", "img_embed"),
+            *("exp_att_conv1", "exp_att_conv2", "exp_att_feature_embed", "exp_lstm12_embed"),
+            *("exp_embed_ba", "exp_lstm1", "exp_lstm2", "exp_prediction"),
+        )
+    }
 
     def __init__(
         self,
@@ -109,40 +105,48 @@ class Explainer(nnx.Module):
         attended: Literal["embedded", "raw"] = "embedded",
         decoder: Literal["single", "double"] = "single",
         decoder_norm: Literal["example", "batch"] = "example",
+        decoder_root: bool = True,
+        asks: bool = True,
         over: Over = "map",
         dropout_rate: float = 0.3,
+        bound: float = BOUND,
         rngs: nnx.Rngs,
     ) -> None:
-        self.attended, self.decoder, self.decoder_norm = attended, decoder, decoder_norm
-        self.over, self.dropout_rate = over, dropout_rate
-        self.exp_emb_ans = Embedding(answers, embedding, rngs=rngs)
-        self.exp_emb_ans2 = Linear(embedding, features, rngs=rngs)
-        if attention:
-            self.eltwise_emb = Linear(features, features, rngs=rngs, published=CONV)
-            self.exp_att_conv1 = Linear(features, hidden, rngs=rngs, published=CONV)
-            self.exp_att_conv2 = Linear(hidden, 1, rngs=rngs, published=CONV)
+        self.attended, self.over, self.dropout_rate = attended, over, dropout_rate
+        self.decoder_norm, self.decoder_root, self.asks = decoder_norm, decoder_root, asks
+        self.exp_emb_ans = WordVectors(answers, embedding, bound=bound, rngs=rngs)
+        self.exp_emb_ans2 = xavier_linear(embedding, features, rngs=rngs)
         self.attention = attention
-        seen = features if attended == "embedded" else channels
-        self.exp_att_feature_embed = Linear(seen, features, rngs=rngs)
-        self.exp_lstm12_embed = Linear(features, features, rngs=rngs)
-        self.exp_embed_ba = Embedding(words, embedding, rngs=rngs)
+        seen = channels if attended == "raw" or not asks else features
+        if attention:
+            if asks:
+                self.eltwise_emb = xavier_linear(features, features, rngs=rngs)
+            else:
+                self.img_embed = xavier_linear(channels, features, rngs=rngs)
+            self.exp_att_conv1 = xavier_linear(features, hidden, rngs=rngs)
+            self.exp_att_conv2 = xavier_linear(hidden, 1, rngs=rngs)
+        self.exp_att_feature_embed = xavier_linear(seen, features, rngs=rngs)
+        if asks:
+            self.exp_lstm12_embed = xavier_linear(features, features, rngs=rngs)
+        self.exp_embed_ba = WordVectors(words, embedding, bound=bound, rngs=rngs)
         first, last = decoder_features
-        if decoder == "single":
-            self.exp_lstm1 = LSTM(features + embedding, last, rngs=rngs)
-        else:
-            if first != features:
-                raise ValueError(
-                    f"decoder_features={decoder_features}: the first LSTM's output is multiplied "
-                    f"by f^X of {features} features; give as many"
-                )
-            self.exp_lstm1 = LSTM(embedding, first, rngs=rngs)
-            self.exp_lstm2 = LSTM(first, last, rngs=rngs)
-        self.exp_prediction = Linear(last, words, rngs=rngs)
+        if decoder == "double" and first != features:
+            raise UserError(
+                f"decoder_features={tuple(decoder_features)} of a double decoder: the first LSTM's "
+                f"output is multiplied by f^X of {features} features; give as many"
+            )
+        inputs = embedding if decoder == "double" else features + embedding
+        outputs = first if decoder == "double" else last
+        self.exp_lstm1 = uniform_lstm(inputs, outputs, bound=bound, rngs=rngs)
+        self.exp_lstm2 = (
+            uniform_lstm(first, last, bound=bound, rngs=rngs) if decoder == "double" else None
+        )
+        self.exp_prediction = xavier_linear(last, words, rngs=rngs)
 
     def embed_answer(self, answer: Array) -> Float[Array, "b q"]:
         """f^yEmbed of answers' indices [b], or of a distribution over answers [b n]."""
         look = self.exp_emb_ans.mix if answer.ndim == 2 else self.exp_emb_ans
-        return self.exp_emb_ans2(jnp.tanh(look(answer)))
+        return self.exp_emb_ans2(look(answer))
 
     def explain(
         self, encoded: Encoded, answer: Array, key: Key[Array, ""] | None = None
@@ -154,30 +158,33 @@ class Explainer(nnx.Module):
             answer: Indices [b], or probabilities [b n].
             key: For dropout; without it there is none.
         """
-        said = self.embed_answer(answer)
-        seen = encoded.embedded if self.attended == "embedded" else encoded.features
+        seen = encoded.features if self.attended == "raw" else encoded.embedded
+        said = self.embed_answer(answer).astype(seen.dtype)
         if self.attention:
-            joint = self.eltwise_emb(encoded.joint) * said[:, None, None]  # 2.1, 2.2
+            embed = self.eltwise_emb if self.asks else self.img_embed
+            joint = embed(encoded.joint) * said[:, None, None]  # 2.1, 2.2
             fused = l2_normalise(signed_sqrt(joint), self.over)  # 2.3
             fused = dropout(fused, self.dropout_rate, key)
             scores = self.exp_att_conv2(jax.nn.relu(self.exp_att_conv1(fused)))[..., 0]  # 2.4, 2.5
-            points = jax.nn.softmax(scores, axis=(1, 2))  # 2.6
+            points = jax.nn.softmax(scores.astype(jnp.float32), axis=(1, 2))  # 2.6
         else:
             places = seen.shape[1] * seen.shape[2]
-            points = jnp.full(seen.shape[:3], 1 / places, seen.dtype)
-        looked = jnp.einsum("bhw,bhwc->bc", points, seen)
-        cause = self.exp_att_feature_embed(looked) * self.exp_lstm12_embed(encoded.question) * said
-        return cause, points  # 2.7, 2.8
+            points = jnp.full(seen.shape[:3], 1 / places)
+        looked = jnp.einsum("bhw,bhwc->bc", points.astype(seen.dtype), seen)
+        cause = self.exp_att_feature_embed(looked) * said  # 2.7, 2.8
+        if self.asks:
+            cause = cause * self.exp_lstm12_embed(encoded.question.astype(seen.dtype))
+        return cause, points
 
     def start(self, cause: Float[Array, "b q"]) -> Decoder:
         """The decoder before its first word; see `vljax.models.decoding`."""
-        lstms = (self.exp_lstm1,) if self.decoder == "single" else (self.exp_lstm1, self.exp_lstm2)
+        lstms = [one for one in (self.exp_lstm1, self.exp_lstm2) if one is not None]
         return Decoder(cause, tuple(lstm.start(len(cause), cause.dtype) for lstm in lstms))
 
     def step(self, cache: Decoder, token: Int[Array, " b"]) -> tuple[Float[Array, "b v"], Decoder]:
         """One more word read; log p of the next (equations 2.9, 2.10)."""
-        word = jnp.tanh(self.exp_embed_ba(token))
-        if self.decoder == "single":
+        word = self.exp_embed_ba(token).astype(cache.cause.dtype)
+        if self.exp_lstm2 is None:
             state = self.exp_lstm1.step(jnp.concatenate([cache.cause, word], -1), cache.states[0])
             return self._log_probs(state[0]), cache._replace(states=(state,))
         first = self.exp_lstm1.step(word, cache.states[0])
@@ -196,8 +203,8 @@ class Explainer(nnx.Module):
         The same as `step` word by word, as whole sequences.
         """
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        words = jnp.tanh(self.exp_embed_ba(tokens))
-        if self.decoder == "single":
+        words = self.exp_embed_ba(tokens).astype(cause.dtype)
+        if self.exp_lstm2 is None:
             causes = jnp.broadcast_to(cause[:, None], (*tokens.shape, cause.shape[-1]))
             h, _ = self.exp_lstm1(jnp.concatenate([causes, words], -1))
         else:
@@ -208,7 +215,8 @@ class Explainer(nnx.Module):
         return self._log_probs(dropout(h, self.dropout_rate, keys[2]))
 
     def _fused(self, h: Float[Array, "b t f"], cause: Float[Array, "b f"]) -> Float[Array, "b t f"]:
-        joint = signed_sqrt(h * cause[:, None])
+        joint = h * cause[:, None]
+        joint = signed_sqrt(joint) if self.decoder_root else joint
         if self.decoder_norm == "batch":  # a step's norm is over all examples
             return l2_normalise(joint.swapaxes(0, 1), "map").swapaxes(0, 1)
         return l2_normalise(joint, "place")

@@ -315,6 +315,19 @@ def _core(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param:
     return nnx.Param(fan_in_uniform(rngs, shape, shape[-2], False))
 
 
+class PictureAlone(Fusion):
+    """The picture as it is: nothing is joined (PJ-X's published network for ACT-X asks nothing)."""
+
+    def __init__(self, x_features: int, y_features: int, features: int, *, rngs: nnx.Rngs) -> None:
+        self.features = x_features
+
+    def join(self, x: Array, y: Array, key: Key[Array, ""] | None = None) -> Array:
+        return x
+
+    def finish(self, z: Array, over: Over = "place") -> Array:
+        return z
+
+
 FUSIONS: dict[str, type[Fusion]] = {
     "product": Product,
     "concat": Concat,
@@ -324,6 +337,7 @@ FUSIONS: dict[str, type[Fusion]] = {
     "mfb": MFB,
     "mutan": Mutan,
     "block": Block,
+    "picture": PictureAlone,
 }
 
 

@@ -126,6 +126,10 @@ class WordVectors(nnx.Module):
     def __call__(self, index: Int[Array, "*b"]) -> Float[Array, "*b f"]:
         return jnp.tanh(self.weight[...][index] + self.bias[...])
 
+    def mix(self, shares: Float[Array, "*b n"]) -> Float[Array, "*b f"]:
+        """The same of a distribution over the words: the table's rows are weighed by it."""
+        return jnp.tanh(shares @ self.weight[...] + self.bias[...])
+
 
 def uniform_lstm(in_features: int, features: int, *, bound: float = BOUND, rngs: nnx.Rngs) -> LSTM:
     """An LSTM that starts as PJ-X's: weights uniform on ±bound, biases zero."""

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from vljax import files
 from vljax.errors import RunError, UserError
 from vljax.models.parameters import named_parameters, variables, with_parameters
-from vljax.pretrained.caffemodel import read_caffemodel
+from vljax.pretrained.caffemodel import by_path, read_caffemodel
 
 Model = TypeVar("Model")
 Tensors = dict[str, np.ndarray]
@@ -56,8 +56,13 @@ def our_names(model: Any, tensors: Tensors) -> Tensors:
     """A checkpoint's tensors by the names of the model.
 
     They are renamed by `published_names` of the model's class; where it has none, those of each of
-    its parts by the part's.
+    its parts by the part's. Of a caffemodel, which holds all parts of a system, a class with
+    `caffe_layers` takes the layers that it names.
     """
+    layers = getattr(model, "caffe_layers", {})
+    if any(f"{layer}.0" in tensors for layer in layers):
+        own = {n: t for n, t in tensors.items() if n.rpartition(".")[0] in layers}
+        return by_path(own, layers)
     if rename := getattr(model, "published_names", None):
         return rename(tensors)
     renamed = dict(tensors)

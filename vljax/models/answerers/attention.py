@@ -70,14 +70,14 @@ class Attention(nnx.Module):
         features: Of the fused map and vector, 2,048 as published.
         hidden: Of the score, 512 as published.
         over: What of the fused map has norm 1, the `"map"` as published or each `"place"`.
-        rounds: Looks one after the other.
+        rounds: Looks one after the other; 0 sees the mean of all places (no attention).
         glimpses: Maps a look.
         rate: Of dropout after a fusion.
         fields: Of the fusion.
         rngs: Where the initial weights come from.
 
     Raises:
-        UserError: an unknown fusion or `over`, or no round or glimpse.
+        UserError: an unknown fusion or `over`, fewer than no rounds, or no glimpse.
     """
 
     # Layers of the published caffemodel, and where they are here.
@@ -107,8 +107,10 @@ class Attention(nnx.Module):
     ) -> None:
         if over not in ("map", "place"):
             raise UserError(f"over={over!r}: choose 'map' or 'place'")
-        if min(rounds, glimpses) < 1:
-            raise UserError(f"rounds={rounds}, glimpses={glimpses}: each must be 1 or more")
+        if rounds < 0 or glimpses < 1:
+            raise UserError(
+                f"rounds={rounds}, glimpses={glimpses}: choose 0 rounds or more, 1 glimpse or more"
+            )
         self.rate = rate
 
         def pool(seen: int) -> Fusion:
@@ -127,12 +129,12 @@ class Attention(nnx.Module):
                 for _ in range(rounds)
             ]
         )
-        seen = glimpses * channels
+        seen = glimpses * channels if rounds else channels
         self.refine = nnx.List[Any](
             [xavier_linear(seen, sizes.vector, rngs=rngs) for _ in range(rounds - 1)]
         )
         self.fusion = pool(seen)
-        self.prediction = xavier_linear(features, answers, rngs=rngs)
+        self.prediction = xavier_linear(self.fusion.features, answers, rngs=rngs)
 
     def __call__(
         self,
@@ -143,9 +145,10 @@ class Attention(nnx.Module):
     ) -> Answer:
         keys = split(key, len(self.rounds) + 2)
         vector = question.vector.astype(features.dtype)
-        maps, seen = self.rounds[0](features, vector, keys[0])
-        for i, refine in enumerate(self.refine):
-            vector = vector + refine(seen)
-            maps, seen = self.rounds[i + 1](features, vector, keys[i + 1])
+        maps, seen = None, features.mean((1, 2))
+        for i, glance in enumerate(self.rounds):
+            if i:
+                vector = vector + self.refine[i - 1](seen)
+            maps, seen = glance(features, vector, keys[i])
         fused = dropout(self.fusion(seen, vector, key=keys[-2]), self.rate, keys[-1])
-        return Answer(logits(self.prediction(fused)), maps.mean(-1))
+        return Answer(logits(self.prediction(fused)), None if maps is None else maps.mean(-1))

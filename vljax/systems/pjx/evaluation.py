@@ -69,10 +69,12 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
         UserError: the data is not there.
     """
     words, benchmark = open_words(config), open_benchmark(config.data)
-    judged = open_judged(config, words, benchmark, judging.num_examples)
+    judged, unanswerable = open_judged(config, words, benchmark, judging.num_examples)
     ask = _asker(model, config, words, judged, judging)
     rows: list[Row] = []
     notes: dict[str, Any] = {"examples": len(judged.examples), "data": benchmark.label}
+    if unanswerable:
+        notes["examples whose answer the model has no word for, left out"] = unanswerable
     figures: dict[str, np.ndarray] = {}
     if model.explainer is None:
         rows += _answers(words, judged, _answer_only(model, config, judged, judging))
@@ -156,7 +158,7 @@ def _floors(config: ConfigDict, judged: Judged, count: int) -> dict[str, list[st
     for i in range(min(count, len(source))):
         example = source[i]
         for key in (example["answer"], (example.get("question", ""), example["answer"])):
-            by_answer.setdefault(key, Counter()).update(example["justifications"][:1])
+            by_answer.setdefault(key, Counter()).update(example["justifications"])
 
     def copied(key: Any, other: Any) -> str:
         known = by_answer.get(key) or by_answer.get(other)
@@ -264,8 +266,8 @@ def _pointing(judged: Judged, ours: Explained, seed: int, notes: dict[str, Any])
         kind = example.get("question_kind", "")
         point = rng.random((height, width)) == 0
         point.flat[rng.integers(point.size)] = True
-        drawn = _against(point.astype(np.float64), truth, example["evidence"], rng)
-        drawn["EMD"] = pointing.random_point_distance(truth)
+        expected = pointing.random_point_distance(truth)
+        drawn = _against(point.astype(np.float64), truth, example["evidence"], rng, expected)
         found.append(("random point", kind, drawn))
         for name, one in maps.items():
             if one is not None:
@@ -286,19 +288,29 @@ def _pointing(judged: Judged, ours: Explained, seed: int, notes: dict[str, Any])
 
 
 def _against(
-    one: pointing.Map, truth: pointing.Map, evidence: np.ndarray, rng: np.random.Generator
+    one: pointing.Map,
+    truth: pointing.Map,
+    evidence: np.ndarray,
+    rng: np.random.Generator,
+    distance: float | None = None,
 ) -> dict[str, float]:
-    mass = pointing.mass_on(one, evidence)
-    return {
-        "EMD": pointing.earth_movers_distance(one, truth),
+    """How well a map points, by all measures; its EMD where it is not known already."""
+    distance = pointing.earth_movers_distance(one, truth) if distance is None else distance
+    told = {
+        "EMD": distance,
         "rank correlation": pointing.rank_correlation(one, truth, rng),
         "rank correlation, mean ranks": pointing.rank_correlation(one, truth),
-        "pointing game": 100.0 * pointing.pointing_game(one, evidence),
-        "mass on the evidence": 100 * mass,
-        "mass / area": mass / float(evidence.mean()),
         "IoU": pointing.top_iou(one, truth),
         "AUC": pointing.area_under_curve(one, truth),
     }
+    if evidence.dtype == bool:  # a mask, not a heat map of people's
+        mass = pointing.mass_on(one, evidence)
+        told |= {
+            "pointing game": 100.0 * pointing.pointing_game(one, evidence),
+            "mass on the evidence": 100 * mass,
+            "mass / area": mass / float(evidence.mean()),
+        }
+    return told
 
 
 def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -23,21 +23,27 @@ from vljax.data.text.published import question_ids
 from vljax.models import decoding
 from vljax.models.explainer import Explainer
 from vljax.systems.pjx.model import PJX, answer, features_of
-from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, Words, open_words
+from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, Words, named, open_words
 from vljax.training.mesh import gather
 
 Arrays = dict[str, np.ndarray]
 
 
 def open_examples(
-    config: ConfigDict, more: Sequence[str] = (), *, held_out: bool = False
+    config: ConfigDict, more: Sequence[str] = (), *, held_out: bool = False, data: str = ""
 ) -> Source:
     """The examples of a run: picture or features, what is asked, the answer, and `more`.
+
+    Args:
+        config: The run's.
+        more: Further fields of the examples.
+        held_out: Those to judge by.
+        data: Another data set of the same folder instead of `data.name`.
 
     Raises:
         UserError: the data is not there.
     """
-    benchmark = open_benchmark(config.data)
+    benchmark = open_benchmark(named(config.data, data))
     fields = ["features" if config.model.trunk.kind == "none" else "image", "answer", *more]
     if config.task == "activity":
         return benchmark.shown(tuple(fields), held_out=held_out)
@@ -99,7 +105,7 @@ def probabilities(model: PJX, batch: Mapping[str, Array]) -> Float[Array, "b n"]
     return jax.nn.softmax(said.logits)
 
 
-@functools.partial(jax.jit, static_argnames=("part", "beams", "length", "end"))
+@functools.partial(jax.jit, static_argnames=("part", "beams", "length", "end", "own"))
 def explain(
     model: PJX,
     batch: Mapping[str, Array],
@@ -108,6 +114,7 @@ def explain(
     *,
     length: int,
     end: int,
+    own: str = "index",
     part: str = "explainer",
     beams: int = 1,
     temperature: float | Float[Array, ""] = 0.0,
@@ -122,6 +129,8 @@ def explain(
         keys: One a row, for drawing words.
         length: Most words; static.
         end: The word that ends a justification, and begins it; static.
+        own: What stands for the model's own answer: `"index"`, the most probable one alone, or
+            `"distribution"`, all by their probability; static.
         part: Which explainer; static.
         beams: Width of the search where no words are drawn; static.
         temperature: Of drawing words; 0 takes the most probable one.
@@ -131,7 +140,11 @@ def explain(
     shares = jax.nn.softmax(said.logits)
     chosen = jnp.where(given < 0, shares.argmax(-1), given).astype(jnp.int32)
     explainer: Explainer = getattr(model, part)
-    cause, points = explainer.explain(encoded, chosen)
+    meant = chosen
+    if own == "distribution":
+        one = jax.nn.one_hot(chosen, shares.shape[1])
+        meant = jnp.where((given < 0)[:, None], shares, one)
+    cause, points = explainer.explain(encoded, meant)
     cache, first = explainer.start(cause), jnp.full(len(chosen), end)
     if beams > 1:
         found = decoding.beam_search(explainer.step, cache, first, length, beams, end=end, pad=end)
@@ -176,6 +189,7 @@ def explain_batch(
         keys,
         length=config.data.max_words,
         end=end,
+        own=config.own_answer,
         **how,
     )
     return jax.tree.map(np.asarray, found)

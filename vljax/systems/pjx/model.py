@@ -14,6 +14,7 @@ from vljax.data.benchmarks import open_benchmark
 from vljax.errors import UserError
 from vljax.models.answerers import Answer, Attention, ModuleNetwork, make_answerer
 from vljax.models.explainer import Encoded, Explainer
+from vljax.models.fusion import Product
 from vljax.models.question import ProgramWriter, Question, QuestionEncoder, QuestionSizes
 from vljax.models.trunk import Convolutions
 from vljax.ops.fusion import l2_normalise
@@ -27,8 +28,8 @@ class PJX(nnx.Module):
 
     A part that a run does without is None: `trunk` where features are read, `question` where
     nothing is asked, `writer` where no programs are written, `explainer` where a run is for
-    answers alone. `without_attention` and
-    `on_descriptions` are the explainers of table 2.2's ablations.
+    answers alone. `without_attention` and `on_descriptions` are the explainers of table 2.2's
+    ablations.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs) -> None:
@@ -36,7 +37,7 @@ class PJX(nnx.Module):
             raise UserError(f"task={config.task!r}: choose {' or '.join(map(repr, TASKS))}")
         fields, words = config.model, open_words(config)
         self.trunk, channels = make_trunk(config, rngs=rngs)
-        self.vector = fields.explainer.features
+        self.vector, self.dtype = fields.explainer.features, fields.dtype
         asks = config.task == "question"
         self.question = (
             QuestionEncoder(len(words.questions), **fields.question, dtype=fields.dtype, rngs=rngs)
@@ -56,20 +57,26 @@ class PJX(nnx.Module):
         )
         self.answerer = make_answerer(kind, channels, sizes, len(words.answers), rngs=rngs, **own)
         explained, ablated = is_explained(config), is_explained(config) and config.ablations
-        if explained and (
-            kind != "attention" or own["fusion"] != "product" or sizes.vector != self.vector
+        joins = asks or own.get("fusion") != "picture"
+        if explained and not (
+            kind == "attention"
+            and own["rounds"] > 0
+            and (not joins or own["fusion"] == "product")
+            and (not joins or own["features"] == sizes.vector == self.vector)
         ):
             raise UserError(
                 f"model.answerer.kind={kind!r}: the explainer takes on what PJ-X's own answering "
-                "model fused: choose 'attention' with fusion 'product', and as many features in "
-                "answerer, explainer and question (hidden × layers); or leave the explainer out "
-                "as configs/vqa_vqav2.py does"
+                "model fused: choose 'attention' of 1 round or more with fusion 'product' (or "
+                "'picture' where nothing is asked), and as many features in answerer, explainer "
+                "and question (hidden × layers); or leave the explainer out as "
+                "configs/vqa_vqav2.py does"
             )
         explainer = functools.partial(
             Explainer,
             answers=len(words.answers),
             words=len(words.justifications),
             channels=channels,
+            asks=joins,
             rngs=rngs,
             **fields.explainer,
         )
@@ -116,8 +123,8 @@ def make_trunk(config: ConfigDict, *, rngs: nnx.Rngs) -> tuple[Any, int]:
 def features_of(model: PJX, batch: Mapping[str, Array]) -> Float[Array, "b h w c"]:
     """A batch's features: read, with norm 1 over the whole map as published, or the trunk's."""
     if model.trunk is None:
-        return l2_normalise(batch["features"], "map")
-    return model.trunk(to_unit(batch["image"]))
+        return l2_normalise(batch["features"], "map").astype(model.dtype)
+    return model.trunk(to_unit(batch["image"]).astype(model.dtype))
 
 
 def answer(
@@ -147,9 +154,11 @@ def answer(
                 steps = model.writer.write(asked)
             asked = asked._replace(program=STEP_TABLE.chain(steps))
     said = model.answerer(features, asked, key=keys[1])
-    if not isinstance(model.answerer, Attention):
+    rounds = model.answerer.rounds if isinstance(model.answerer, Attention) else ()
+    fusion = next((glance.fusion for glance in rounds), None)
+    if not isinstance(fusion, Product):
         return said, Encoded(features, features, features, asked.vector)
-    embedded = model.answerer.rounds[0].fusion.x(features)
+    embedded = fusion.x(features)
     joint = embedded * asked.vector[:, None, None].astype(embedded.dtype)
     return said, Encoded(features, embedded, joint, asked.vector)
 

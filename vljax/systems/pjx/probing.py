@@ -16,6 +16,7 @@ from vljax.data.scenes import Scene, render
 from vljax.data.scenes.counterfactuals import without
 from vljax.data.scenes.explanations import explain as reasons_of
 from vljax.data.scenes.truth import read
+from vljax.errors import UserError
 from vljax.metrics import pointing
 from vljax.metrics.report import Row
 from vljax.systems.pjx.method import (
@@ -26,7 +27,7 @@ from vljax.systems.pjx.method import (
     probability_when_seen,
     read_example,
 )
-from vljax.systems.pjx.model import PJX
+from vljax.systems.pjx.model import PJX, is_explained
 from vljax.systems.pjx.words import Words
 
 
@@ -36,7 +37,7 @@ class Judged(NamedTuple):
     Attributes:
         examples: As the source gives them.
         arrays: As the model takes them.
-        truth: The index of the true answer, or −1 where the vocabulary lacks it.
+        truth: The index of the true answer; of one that the vocabulary lacks, that of "unknown".
         scenes: The worlds behind them, or None.
     """
 
@@ -46,23 +47,38 @@ class Judged(NamedTuple):
     scenes: list[Scene] | None
 
 
-def open_judged(config: ConfigDict, words: Words, benchmark: Benchmark, count: int) -> Judged:
-    """The first held-out examples, read."""
+def open_judged(
+    config: ConfigDict, words: Words, benchmark: Benchmark, count: int
+) -> tuple[Judged, int]:
+    """The first held-out examples, read, and how many were left out.
+
+    Where the model has no entry for unknown answers, examples of which it cannot give the true one
+    are left out: they could not be explained given the truth.
+    """
     scenes = benchmark.scenes(held_out=True)
-    more = ["justifications"]
+    more = ["justifications"] if is_explained(config) else []
     if scenes is not None:
         more += ["evidence", "question_kind"] if config.task == "question" else ["evidence"]
     source = open_examples(config, more, held_out=True)
-    places = range(min(count, len(source)))
-    examples = [source[i] for i in places]
-    arrays = [read_example(config, words, one) for one in examples]
-    known = [one["answer"] in words.answers for one in examples]
-    truth = [
-        words.answers.id(one["answer"]) if there else -1
-        for one, there in zip(examples, known, strict=True)
-    ]
-    worlds = None if scenes is None else [scenes.scene(i) for i in places]
-    return Judged(examples, arrays, truth, worlds)
+    known, out = [], 0
+    for i in range(len(source)):
+        if len(known) == count:
+            break
+        example = source[i]
+        if words.answers.unknown is None and example["answer"] not in words.answers:
+            out += 1
+        else:
+            known.append((i, example))
+    if not known:
+        raise UserError(
+            f"none of the {out} held-out examples has an answer that this model can give: check "
+            "data.vocabularies.answers"
+        )
+    examples = [example for _, example in known]
+    arrays = [read_example(config, words, example) for example in examples]
+    truth = [words.answers.id(example["answer"]) for example in examples]
+    worlds = None if scenes is None else [scenes.scene(i) for i, _ in known]
+    return Judged(examples, arrays, truth, worlds), out
 
 
 def batches(arrays: list[Arrays], size: int) -> Iterator[tuple[int, list[Arrays]]]:

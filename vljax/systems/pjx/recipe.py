@@ -28,6 +28,8 @@ def get_config() -> ConfigDict:
             "max_words": 36,
             # Folder of features made once (`.npz`, key `x`); empty to read pictures.
             "features": "",
+            # Of the same folder, the data set whose answers are learnt; empty for `name` itself.
+            "answers_from": "",
             # Published vocabularies of answers, questions and justifications; empty for our own.
             "vocabularies": {"answers": "", "questions": "", "justifications": ""},
             "scenes": {"size": 20_000, "min_objects": 1, "max_objects": 4},
@@ -44,6 +46,7 @@ def get_config() -> ConfigDict:
             # Of 'modules': 'true' ones are given, 'written' ones are learnt beside the answers.
             "programs": "true",
             "attention": {
+                # 'picture' leaves the question's branch out, as ACT-X's published network does.
                 "fusion": "product",
                 "features": 128,
                 "hidden": 64,
@@ -66,10 +69,15 @@ def get_config() -> ConfigDict:
             "attended": "embedded",
             "decoder": "single",
             "decoder_norm": "example",
+            "decoder_root": True,
             "over": "place",
             "dropout_rate": 0.0,
+            "bound": 0.3,
         },
     }
+    # What stands for the model's own answer in the explainer: the most probable one, 'index', or
+    # all of them by their probability, 'distribution'.
+    config.own_answer = "index"
     # Of the answering model while the explainer learns: a factor on its rate, 0 to freeze it.
     config.finetune = 0.0
     # Whether table 2.2's ablations train as well: without attention, and on descriptions.
@@ -128,6 +136,7 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
             "decoder_features": (2048, 1024),
             "over": "map",
             "dropout_rate": 0.3,
+            "bound": 0.08,
         }
     )
     config.ablations = False
@@ -138,6 +147,8 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
         "answer": get_stage_config(195_000, learning_rate=rate, **adam),
         "explain": get_stage_config(50_000, learning_rate=rate, **adam),
     }
+    if data_name == "vqa_x":
+        config.data.answers_from = "vqa_v2"
     if data_name == "act_x":
         config.task = "activity"
         config.stages = {"joint": get_stage_config(40_000, learning_rate=0.01, **adam)}

@@ -37,6 +37,8 @@ def stages(config: ConfigDict) -> list[Stage]:
         raise UserError(
             f"stages.{min(unknown)}: choose 'answer', {', '.join(map(repr, _EXPLAINERS))}"
         )
+    if config.own_answer not in ("index", "distribution"):
+        raise UserError(f"own_answer={config.own_answer!r}: choose 'index' or 'distribution'")
     words = open_words(config)
     answering = [(r"(question|writer|answerer)\.", 1.0)]
     if config.model.trunk.kind == "convolutions":
@@ -60,7 +62,9 @@ def stages(config: ConfigDict) -> list[Stage]:
                 name=name,
                 loss=_loss(part, name == "joint"),
                 train=train,
-                source=open_examples(config, (field,) if field else ()),
+                source=open_examples(
+                    config, (field,) if field else (), data="" if part else config.data.answers_from
+                ),
                 transform=_transform(config, words, field),
                 config=config.stages[name],
                 pictures=explained_pictures(config) if part == "explainer" else None,

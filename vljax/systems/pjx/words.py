@@ -8,11 +8,11 @@ import functools
 import json
 import re
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vljax.data.benchmarks import open_benchmark
+from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.scenes.programs import STEPS
 from vljax.data.text.published import (
     END,
@@ -48,9 +48,15 @@ def open_words(config: ConfigDict) -> Words:
     return Words(**{**_own(json.dumps(config.data.to_dict()), config.task)._asdict(), **files})
 
 
+def named(data: ConfigDict, name: str) -> ConfigDict:
+    """The `data` fields of another data set in the same folder; as they are without a name."""
+    return ConfigDict(data.to_dict() | {"name": name}) if name else data
+
+
 @functools.lru_cache(maxsize=4)
 def _own(data: str, task: str) -> Words:
-    benchmark = open_benchmark(ConfigDict(json.loads(data)))
+    fields = ConfigDict(json.loads(data))
+    benchmark = open_benchmark(fields)
     if benchmark.vocabulary:
         told = (*benchmark.vocabulary, ",")
         answers = benchmark.answers if task == "question" else benchmark.activities
@@ -59,10 +65,10 @@ def _own(data: str, task: str) -> Words:
             PublishedWords(answers),
             PublishedWords((END, NOTHING, *told), scene_words),
         )
-    source = benchmark.questions(("question", "answer", "justifications"))
-    examples = [source[i] for i in range(len(source))]
-    answers = Counter(answer for one in examples for answer in one["answers"])
-    questions = {word for one in examples for word in pjx_words(one["question"])}
+    examples = _all(benchmark)
+    answering = _all(open_benchmark(named(fields, fields.answers_from)))
+    answers = Counter(answer for one in answering for answer in one["answers"])
+    questions = {word for one in answering for word in pjx_words(one["question"])}
     reasons = {w for one in examples for why in one["justifications"] for w in pjx_words(why)}
     frequent = [answer for answer, _ in answers.most_common(MOST_ANSWERS - 1)]
     return Words(
@@ -70,6 +76,11 @@ def _own(data: str, task: str) -> Words:
         PublishedWords((*frequent, NOTHING) if task == "question" else sorted(answers)),
         PublishedWords((END, NOTHING, *sorted(reasons - {NOTHING}))),
     )
+
+
+def _all(benchmark: Benchmark) -> list[dict[str, Any]]:
+    source = benchmark.questions(("question", "answer", "justifications"))
+    return [source[i] for i in range(len(source))]
 
 
 def scene_words(text: str) -> list[str]:

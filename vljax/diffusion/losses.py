@@ -125,9 +125,6 @@ def denoising_loss(
 ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], TimestepSampler]]:
     """A batch at random times under fresh noise, its losses weighted by their times' rarity.
 
-    Equations 4.2 and 4.3 of Park, *Vision and Language Understanding Through Generative Modeling*
-    (2023), where `loss` is L_simple.
-
     Args:
         process: With the schedule of training.
         denoiser: The one being trained.

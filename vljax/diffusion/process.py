@@ -7,7 +7,8 @@ the denoiser's dtype.
 
 Sources: Ho et al., DDPM, equations 4 to 7 and 11; Nichol & Dhariwal, Improved DDPM, eq. 15
 (learned variance); Salimans & Ho, "Progressive Distillation", section 4 and appendix D (v);
-Dhariwal & Nichol, "Diffusion Models Beat GANs", algorithms 1 and 2 (guidance).
+Dhariwal & Nichol, "Diffusion Models Beat GANs", algorithms 1 and 2 (guidance). Equations 4.2 to 4.5
+of Park, *Vision and Language Understanding Through Generative Modeling* (2023, "thesis").
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def q_sample(
     step: Int[Array, " b"],
     noise: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """x_t for clean `x0` and given standard normal noise (DDPM eq. 4)."""
+    """x_t for clean `x0` and given standard normal noise (DDPM eq. 4, thesis 4.2)."""
     return at(schedule.signal, step, x0) * x0 + at(schedule.noise, step, x0) * noise
 
 
@@ -237,7 +238,7 @@ def interpret(
     *,
     clip: bool = False,
 ) -> ReverseStep:
-    """Read a denoiser's float32 output at `x_t` as p(x_{t-1} | x_t).
+    """Read a denoiser's float32 output at `x_t` as p(x_{t-1} | x_t) (thesis 4.3).
 
     Args:
         process: How to read it.
@@ -291,7 +292,11 @@ def p_mean_variance(
 
 
 def condition_mean(reverse: ReverseStep, gradient: Float[Array, "b h w c"]) -> ReverseStep:
-    """Shift the mean of an ancestral step by Σ·gradient (Diffusion Models Beat GANs, alg. 1)."""
+    """Shift the mean of an ancestral step by Σ·gradient.
+
+    Diffusion Models Beat GANs, algorithm 1; so p(x_{t-1} | x_t) p(y | x_{t-1}) is a normal
+    distribution again (thesis 4.4 and 4.5).
+    """
     return reverse._replace(mean=reverse.mean + reverse.variance * gradient.astype(jnp.float32))
 
 

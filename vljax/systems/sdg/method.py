@@ -1,17 +1,20 @@
-"""Semantic Diffusion Guidance: texts and pictures pull the samples of a free denoiser.
+"""The method of SDG: texts and pictures pull the samples of a free denoiser (algorithm 2).
 
-Section 4.3, algorithm 2. At each step, with x_t and its time t:
+Park, *Vision and Language Understanding Through Generative Modeling* (2023), section 4.3.
 
-1. The denoiser tells mean and variance of x_{t-1}, knowing nothing of what is asked.
-2. A CLIP that knows noise sees x_t once; `vljax.diffusion.guidance` reads off this encoding how
-   well it fits a text (`language`, equation 4.6), a picture's content (`content`, 4.7), its
-   structure (`structure`, 4.8), its style (`style`, 4.9). The score is their sum, each with its
-   scale (`semantic_score`, 4.10).
-3. The score's gradient with respect to x_t, times the variance, shifts the mean.
-4. x_{t-1} is drawn.
+| thesis | here |
+|---|---|
+| equation 4.1, the forward process and its β | `vljax.diffusion.schedules.Schedule` |
+| equation 4.2, x_t from x_0 | `vljax.diffusion.process.q_sample` |
+| equation 4.3, the backward process p(x_{t-1} given x_t) | `vljax.diffusion.process.interpret` |
+| equations 4.4 and 4.5, its mean shifted by Σ∇F | `vljax.diffusion.process.condition_mean` |
+| equation 4.6, F of a text | `vljax.diffusion.guidance.language` |
+| equations 4.7 to 4.9, F of a picture | `content`, `structure`, `style` of the same module |
+| equation 4.10, their sum, each with its scale s | `semantic_score` of the same module |
+| algorithm 2 | `vljax.diffusion.samplers.ddpm`, guided by what `make_guidance` makes |
+| section 4.3.5, a CLIP that knows noise | `vljax.models.noisy_clip`, `training.noisy_clip_loss` |
 
-`make_guidance` makes 2 and 3; the samplers (`vljax.diffusion.samplers`) do the rest. `Drawing` runs
-all of it as one program.
+x_t is encoded once a step, whatever is asked. `Drawing` runs all of it as one program.
 """
 
 import functools

@@ -83,7 +83,7 @@ def stages(config: ConfigDict) -> list[Stage]:
 
 
 def diffusion_loss(config: ConfigDict) -> Callable:
-    """The denoiser's training loss (equations 4.2 and 4.3, or as `config.diffusion.loss` says).
+    """The denoiser's training loss, `config.diffusion.loss`, of pictures noised by equation 4.2.
 
     Its memory is the timestep sampler.
     """

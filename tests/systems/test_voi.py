@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -316,6 +317,8 @@ def test_a_request_that_cannot_be():
         asked(text=("a star",))
     with pytest.raises(UserError, match=r"--target: 12 words, over data\.max_target=11"):
         asked(target="a " * 12)
+    with pytest.raises(UserError, match="--runtime needs the permutation network"):
+        voi.SYSTEM.judge(SimpleNamespace(permutation=None), small(), voi.Judging(runtime=True))
     with pytest.raises(UserError, match="not texts"):
         next(voi.SYSTEM.generate(small_model(), small(), voi.Request(distill=True)))
 

@@ -105,9 +105,11 @@ def judge(model: VOI, config: ConfigDict, judging: Judging) -> Report:
     """The rows of tables 3.1 to 3.3 that this run has, and the figures with their rows.
 
     Raises:
-        UserError: nothing is held out for evaluation, or a run without permutation network is to
-            be measured.
+        UserError: nothing is held out for evaluation, or figure 3.5 is asked of a run without a
+            permutation network.
     """
+    if judging.runtime and model.permutation is None:
+        raise UserError("--runtime needs the permutation network: train with --config.order=voi")
     source = texts(config, held_out=True)
     told: list[Line] = []
     written = []
@@ -276,6 +278,8 @@ def perturbation(model: VOI, config: ConfigDict, source: Text, count: int) -> Re
             infer, batch[feature][0], batch[f"{feature}_mask"][0], length
         )
         found += [float(d) for d in distances[~np.isnan(distances)]]
+    if not found:  # empty sources
+        return Report(())
     values = {
         "mean": float(np.mean(found)),
         "largest": float(np.max(found)),
@@ -345,12 +349,7 @@ def runtime(
         lengths: Lengths of targets.
         batch_size: Of the training step; the search has one target, as in the paper.
         repeats: Measurements, of which the fastest counts.
-
-    Raises:
-        UserError: the run has no permutation network.
     """
-    if model.permutation is None:
-        raise UserError("--runtime needs the permutation network: train with --config.order=voi")
     source = texts(config)
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {

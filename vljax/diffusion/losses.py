@@ -94,8 +94,19 @@ def hybrid_loss(
     x0: Float[Array, "b h w c"],
     step: Int[Array, " b"],
     noise: Float[Array, "b h w c"],
+    vlb_weight: float = VLB_WEIGHT,
 ) -> ExampleLosses:
-    """L_simple + 0.001·L_vlb; the bound trains the variance only, its mean is detached.
+    """L_simple + λ·L_vlb; the bound trains the variance only, its mean is detached.
+
+    Args:
+        process: With a learned variance.
+        denoiser: Called once.
+        x0: Clean pictures.
+        step: Of each example.
+        noise: Standard normal.
+        vlb_weight: λ, on the bound in bits per dimension; 0.001 as published. A paper that weights
+            the mean of the terms in nats by γ instead of their sum in bits has
+            λ = γ · log 2 / number of steps.
 
     Raises:
         UserError: If the process has no learned variance.
@@ -112,7 +123,7 @@ def hybrid_loss(
     detached = jnp.concatenate([lax.stop_gradient(prediction), fraction], axis=-1)
     reverse = interpret(process, detached, x_t, step)
     vlb = len(process.schedule) * vlb_term(process, reverse, x0, x_t, step)
-    return mse + VLB_WEIGHT * vlb, {"mse": mse, "vlb": vlb}
+    return mse + vlb_weight * vlb, {"mse": mse, "vlb": vlb}
 
 
 def denoising_loss(

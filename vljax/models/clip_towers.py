@@ -4,9 +4,10 @@ Radford et al., *Learning Transferable Visual Models From Natural Language Super
 sections 2.4 and 2.5. Parameter names are those of OpenAI's checkpoints.
 
 A tower's norms can be adapted, each by its own scale and shift of every example: so the noise-aware
-CLIP tells it the time.
+CLIP tells it the time. (Long: two towers that share attention and adaptation.)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -343,6 +344,15 @@ class ModifiedResNet(nnx.Module):
             maps.append(x)
         return self.attnpool(x), maps
 
+    def positions(
+        self, x: Float[Array, "b s s 3"], adaptations: Sequence[Adaptation] | None = None
+    ) -> Float[Array, "b n+1 c"]:
+        """The last feature map place by place, before them their mean; see `VisionTransformer`."""
+        places = self(x, adaptations)[1][-1]
+        places = places.reshape(len(places), -1, places.shape[-1])
+        mean = places.mean(1, keepdims=True, dtype=jnp.float32).astype(places.dtype)
+        return jnp.concatenate([mean, places], axis=1)
+
 
 class PatchEmbedding(nnx.Module):
     """One linear map of every patch of a picture."""
@@ -424,17 +434,35 @@ class VisionTransformer(nnx.Module):
     def __call__(
         self, x: Float[Array, "b s s 3"], adaptations: Sequence[Adaptation] | None = None
     ) -> tuple[Float[Array, "b e"], list[Float[Array, "b g g w"]]]:
+        outputs, after = self._outputs(x, adaptations)
+        embedded = adapt(self.ln_post(outputs[-1][:, 0]), after)
+        quarters = [(len(outputs) - 1) * quarter // 4 for quarter in range(5)]
+        b, positions, width = outputs[0].shape
+        grid = math.isqrt(positions - 1)
+        maps = [outputs[i][:, 1:].reshape(b, grid, grid, width) for i in quarters]
+        return embedded @ self.proj[...].astype(x.dtype), maps
+
+    def positions(
+        self, x: Float[Array, "b s s 3"], adaptations: Sequence[Adaptation] | None = None
+    ) -> Float[Array, "b n+1 w"]:
+        """Every position after the last norm: the class token's, then the patches' row by row.
+
+        The first, projected, is the embedding of a call.
+        """
+        outputs, after = self._outputs(x, adaptations)
+        return adapt(self.ln_post(outputs[-1]), after)
+
+    def _outputs(
+        self, x: Float[Array, "b s s 3"], adaptations: Sequence[Adaptation] | None
+    ) -> tuple[list[Float[Array, "b n+1 w"]], Adaptation]:
+        """What enters the transformer and what each block puts out; what adapts the last norm."""
         before, *between, after = adaptations or [None] * len(self.adaptable)
         patches = self.conv1(x)
-        b, grid, _, width = patches.shape
+        b, _, _, width = patches.shape
         first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (b, 1, width))
         x = jnp.concatenate([first, patches.reshape(b, -1, width)], axis=1)
         x = adapt(self.ln_pre(x + self.positional_embedding[...].astype(x.dtype)), before)
-        outputs = [x, *self.transformer(x, between)]
-        x = adapt(self.ln_post(outputs[-1][:, 0]), after)
-        quarters = [(len(outputs) - 1) * quarter // 4 for quarter in range(5)]
-        maps = [outputs[i][:, 1:].reshape(b, grid, grid, width) for i in quarters]
-        return x @ self.proj[...].astype(x.dtype), maps
+        return [x, *self.transformer(x, between)], after
 
 
 ImageTower = ModifiedResNet | VisionTransformer

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
 from vljax.models.clip import CLIP, Tensors
-from vljax.models.clip_towers import ImageTower, ModifiedResNet, prepare_images
+from vljax.models.clip_towers import Adaptation, ImageTower, ModifiedResNet, prepare_images
 from vljax.models.layers import Linear, apply, normal, timestep_embedding
 
 TIME_FEATURES = 128
@@ -87,15 +87,18 @@ class NoisyCLIP(nnx.Module):
             t: Their times, in steps of the original schedule.
             features: Return also the list of the tower's five feature maps (equations 4.8, 4.9).
         """
+        images = prepare_images(images, self.visual.image_size).astype(self.dtype)
+        embedding, maps = self.visual(images, self.adaptations(t))
+        embedding = embedding.astype(jnp.float32)
+        return (embedding, maps) if features else embedding
+
+    def adaptations(self, t: Float[Array, " b"] | Int[Array, " b"]) -> list[Adaptation]:
+        """How each of the tower's norms is scaled and shifted at times `t`."""
         time = apply(self.time_embed, timestep_embedding(t, TIME_FEATURES))
         scales_and_shifts = apply(self.emb_layers, time)
         sizes = np.repeat(self.visual.adaptable, 2)
         parts = iter(jnp.split(scales_and_shifts, np.cumsum(sizes)[:-1], axis=-1))
-        adaptations = list(zip(parts, parts, strict=True))
-        images = prepare_images(images, self.visual.image_size).astype(self.dtype)
-        embedding, maps = self.visual(images, adaptations)
-        embedding = embedding.astype(jnp.float32)
-        return (embedding, maps) if features else embedding
+        return list(zip(parts, parts, strict=True))
 
     @staticmethod
     def published_names(tensors: Mapping[str, np.ndarray]) -> Tensors:

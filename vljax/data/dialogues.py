@@ -57,6 +57,10 @@ class Dialogues(Protocol):
         """Dialogue `index`."""
         ...
 
+    def instructions(self, index: int) -> list[str]:
+        """What is said in dialogue `index`; no picture is read or rendered."""
+        ...
+
     def turn(self, index: int, number: int) -> dict[str, Any]:
         """One turn: `reference`, `instruction`, `target`; nothing else is read or rendered."""
         ...
@@ -130,6 +134,10 @@ class SceneDialogues:
             "turn_relation": relation,
             "turn_anchor": anchor,
         }
+
+    def instructions(self, index: int) -> list[str]:
+        """What is said in a dialogue."""
+        return [turn.instruction for turn in self.turns(index)]
 
     def turn(self, index: int, number: int) -> dict[str, Any]:
         """One turn: `reference`, `instruction`, `target`."""

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.dialogues import CANVAS, SceneDialogues, Turns
 from vljax.data.pictures.geneva import Geneva, write
-from vljax.data.scenes import RELATIONS, Scenes
+from vljax.data.scenes import RELATIONS, Scenes, follow, relations
 from vljax.data.source import CorruptExampleError, Source
 from vljax.errors import UserError
 
@@ -170,3 +170,24 @@ def test_files_that_cannot_be(h5py, scenes, tmp_path):
     silent[0]
     with pytest.raises(CorruptExampleError, match="group 000002"):
         silent[2]
+
+
+def test_whoever_follows_the_instructions_satisfies_them(scenes):
+    """Drawn anew, objects stand where the texts say and mostly elsewhere; heedless, by chance."""
+    many = SceneDialogues(Scenes(size=12, image_size=32, min_objects=4, max_objects=4, seed=5))
+    holds = {True: [], False: []}
+    for i in range(len(many)):
+        turns = many.turns(i)
+        for heed, kept in holds.items():
+            anew = follow(turns, i, heed=heed)
+            for turn, scene in zip(turns, anew, strict=True):
+                told = {one.name: one for one in turn.scene.objects}
+                assert {one.name for one in scene.objects} == set(told)
+                assert all(one.size == told[one.name].size for one in scene.objects)
+                if turn.anchor is not None:
+                    names = [one.name for one in scene.objects]
+                    pair = (turn.scene.objects[j].name for j in (turn.added, turn.anchor))
+                    kept.append(turn.relation in relations(scene)[tuple(map(names.index, pair))])
+            assert anew[-1].objects != turns[-1].scene.objects
+    assert np.mean(holds[True]) > 0.95
+    assert 0.2 < np.mean(holds[False]) < 0.7

@@ -133,6 +133,13 @@ class Geneva:
         background = Image.fromarray(self._file["background"][()][..., ::-1].astype(np.uint8))
         return np.asarray(background.resize((width, height), Image.Resampling.BOX))
 
+    def instructions(self, index: int) -> list[str]:
+        """What is said in a dialogue."""
+        try:
+            return self._texts(index)
+        except (OSError, KeyError, ValueError) as error:
+            raise self._corrupt(index, error) from error
+
     def _texts(self, index: int) -> list[str]:
         group = self._file[self._names[index]]
         if "text" in group:

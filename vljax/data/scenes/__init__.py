@@ -7,7 +7,7 @@ data set of all that, `oracle` finds objects in pictures.
 """
 
 from vljax.data.scenes.counterfactuals import complement, without
-from vljax.data.scenes.dialogues import Turn, dialogue
+from vljax.data.scenes.dialogues import Turn, dialogue, follow
 from vljax.data.scenes.draws import Draws
 from vljax.data.scenes.edits import EDIT_KINDS, EditRequest, edit_requests
 from vljax.data.scenes.explanations import ACTIVITIES, WORDINGS, activity, explain
@@ -81,6 +81,7 @@ __all__ = [
     "evidence_of",
     "execute",
     "explain",
+    "follow",
     "is_true",
     "keypoints",
     "masks",

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from vljax.data.scenes.draws import Draws
 from vljax.data.scenes.wording import sized
-from vljax.data.scenes.world import Scene, place_name, relations
+from vljax.data.scenes.world import (
+    MARGIN,
+    Scene,
+    SceneObject,
+    fits,
+    place_name,
+    relations,
+    visibility,
+)
 
 _VERBS = ("add", "draw", "put")
 
@@ -62,3 +71,55 @@ def dialogue(scene: Scene, seed: int = 0) -> tuple[Turn, ...]:
         turns.append(Turn(f"{verb} {sized(thing)} {where}", now, depth.index(i), **said))
         present.append(i)
     return tuple(turns)
+
+
+# Places tried for an object before one is taken that does not satisfy all.
+_TRIES = 300
+
+
+def follow(
+    turns: Sequence[Turn], seed: int = 0, *, heed: bool = True, min_visible: float = 0.5
+) -> tuple[Scene, ...]:
+    """Draw a dialogue anew: what one sees who follows every instruction, and nothing else.
+
+    A text does not fix a place: each object goes to a random one of those that it allows. So good
+    can a perfect follower's agreement with the dialogue's own pictures be.
+
+    Args:
+        turns: A dialogue; sizes, tints and background are kept.
+        seed: Chooses the places.
+        heed: Whether the places told are heeded; else any place does, which is chance.
+        min_visible: Share of each object that stays in sight.
+
+    Returns:
+        The scene after each turn.
+    """
+    draws, scenes = Draws(seed, 10), []
+    objects: list[SceneObject] = []
+    for turn in turns:
+        told = turn.scene.objects[turn.added]
+        reach = told.radius + MARGIN
+        anchor = None
+        if turn.anchor is not None:
+            name = turn.scene.objects[turn.anchor].name
+            anchor = next(i for i, one in enumerate(objects) if one.name == name)
+        depth = anchor if heed and turn.relation == "behind" else len(objects)
+        assert depth is not None
+        for _ in range(_TRIES):
+            x, y = draws.uniform(reach, 1 - reach), draws.uniform(reach, 1 - reach)
+            thing = dataclasses.replace(told, x=x, y=y)
+            tried = [*objects[:depth], thing, *objects[depth:]]
+            if not fits(thing, objects, 0.0) or min(visibility(tried)) < min_visible:
+                continue
+            if not heed:
+                break
+            if anchor is None:
+                if place_name(thing) == place_name(told):
+                    break
+                continue
+            pair = depth, anchor + (depth <= anchor)
+            if turn.relation in relations(Scene(turn.scene.background, tuple(tried)))[pair]:
+                break
+        objects = tried
+        scenes.append(Scene(turn.scene.background, tuple(objects)))
+    return tuple(scenes)

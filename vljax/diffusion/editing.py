@@ -12,8 +12,6 @@ Classifier-free guidance is cond + w·(cond − uncond) throughout (Ho & Saliman
 more usual uncond + s·(cond − uncond) is the same with w = s − 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

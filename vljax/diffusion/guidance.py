@@ -17,8 +17,6 @@ Sources: Park, *Vision and Language Understanding Through Generative Modeling* (
 (classifier guidance); Choi et al., "ILVR" (2021), algorithm 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

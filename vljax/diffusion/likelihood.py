@@ -7,8 +7,6 @@ Improved DDPM, section 2.2 and appendix A. As published, the decoder uses the ta
 of the normal distribution function and each pixel's probability is at least 1e-12.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

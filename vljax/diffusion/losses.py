@@ -8,8 +8,6 @@ Sources: Ho et al., DDPM, eq. 14 (simple); Nichol & Dhariwal, Improved DDPM, eq.
 eq. 16 (hybrid).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, Protocol
 

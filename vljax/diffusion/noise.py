@@ -4,8 +4,6 @@ Each example carries its own key, and noise is a function of that key and of a s
 picture of a seed is therefore the same alone, in any batch, and on any mesh.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key

@@ -11,8 +11,6 @@ Dhariwal & Nichol, "Diffusion Models Beat GANs", algorithms 1 and 2 (guidance). 
 of Park, *Vision and Language Understanding Through Generative Modeling* (2023, "thesis").
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, get_args
 

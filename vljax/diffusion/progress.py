@@ -13,8 +13,6 @@ process opens the context, as all run the same program); inside `shard_map` ever
 and the repeats are dropped here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

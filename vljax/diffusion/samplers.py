@@ -18,8 +18,6 @@ eq. 12 and 16; Lu et al., "DPM-Solver++", algorithm 2 (2M); Dhariwal & Nichol, "
 Beat GANs", algorithms 1 and 2 (guidance).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, TypeVar

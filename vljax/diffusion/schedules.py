@@ -10,8 +10,6 @@ Nichol & Dhariwal, "Improved DDPM", sections 3.2 (cosine) and 4 (respacing); Rom
 "Common Diffusion Noise Schedules and Sample Steps are Flawed", table 2 (spacings).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields

@@ -8,8 +8,6 @@ device holds the same history.
 Source: Nichol & Dhariwal, Improved DDPM, section 3.3 (loss-second-moment).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 

@@ -86,7 +86,7 @@ def ddpm(
         spread = jnp.exp(0.5 * reverse.log_variance) * step_noise(keys, step, x.shape[1:])
         return reverse.mean + jnp.where(step > 0, spread, 0.0), None
 
-    return _generate(process.schedule, x_T, None, move, after_step, progress, trajectory)
+    return _scan(process.schedule, x_T, None, move, after_step, progress, trajectory)
 
 
 def ddim(
@@ -138,7 +138,7 @@ def ddim(
             return mean, None
         return mean + jnp.sqrt(variance) * step_noise(keys, step, x.shape[1:]), None
 
-    return _generate(schedule, x_T, None, move, after_step, progress, trajectory)
+    return _scan(schedule, x_T, None, move, after_step, progress, trajectory)
 
 
 def dpm_solver_pp_2m(
@@ -176,7 +176,7 @@ def dpm_solver_pp_2m(
         return ratio * x + growth * (x0 + weight * (x0 - x0_before)), x0
 
     start = jnp.zeros(x_T.shape, jnp.float32)
-    return _generate(schedule, x_T, start, move, after_step, progress, trajectory)
+    return _scan(schedule, x_T, start, move, after_step, progress, trajectory)
 
 
 def ddim_inversion(
@@ -253,18 +253,6 @@ def _guided(
     return condition_score(process, reverse, gradient, x, index)
 
 
-def _generate(
-    schedule: Schedule,
-    x: Float[Array, "b h w c"],
-    state: S,
-    move: Move[S],
-    after_step: AfterStep | None,
-    progress: Progress | None,
-    trajectory: bool,
-) -> Latents:
-    return _scan(schedule, x, state, move, after_step, progress, trajectory, reverse=True)
-
-
 def _scan(
     schedule: Schedule,
     x: Float[Array, "b h w c"],
@@ -274,7 +262,7 @@ def _scan(
     progress: Progress | None,
     trajectory: bool,
     *,
-    reverse: bool,
+    reverse: bool = True,
 ) -> Latents:
     """Apply `move` over all steps, downwards if `reverse`; keep every latent if asked."""
     steps = len(schedule)

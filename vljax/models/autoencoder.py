@@ -78,7 +78,7 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(channels, 2 * latent_channels, 3, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 2*z"]:
-        run = rematerialised(_run, self.remat)
+        run = rematerialised(Level.__call__, self.remat)
         h = self.conv_in(x)
         for block in self.down_blocks:
             h = run(block, h)
@@ -116,7 +116,7 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(channels, out_channels, 3, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
-        run = rematerialised(_run, self.remat)
+        run = rematerialised(Level.__call__, self.remat)
         h = run(self.mid_block, self.conv_in(z))
         for block in self.up_blocks:
             h = run(block, h)
@@ -217,10 +217,6 @@ def _resnet(channels: int, out_channels: int, groups: int, rngs: nnx.Rngs) -> Re
     return ResnetBlock(
         channels, out_channels, embedding=None, groups=groups, epsilon=_EPSILON, rngs=rngs
     )
-
-
-def _run(level: Level, h: Array) -> Array:
-    return level(h)
 
 
 def _middle(channels: int, groups: int, rngs: nnx.Rngs) -> Level:

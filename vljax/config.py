@@ -77,14 +77,20 @@ def from_workdir(path: str | os.PathLike) -> ConfigDict:
     """The config that a run left in its workdir.
 
     Raises:
-        UserError: there is none, or it is an earlier version's and asks for what is gone.
+        UserError: there is none, it is damaged, or it is an earlier version's and asks for what is
+            gone.
     """
     file = Path(path) / "config.json"
     if not file.is_file():
         raise UserError(
             f"--workdir={path} holds no config.json: give a training run's workdir, or --config"
         )
-    config = json.loads(file.read_text())
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({error}): give another run's workdir, or --config"
+        ) from error
     for name, only in _RETIRED.items():
         *sections, field = name.split(".")
         holder = functools.reduce(lambda fields, section: fields.get(section, {}), sections, config)

@@ -70,7 +70,7 @@ def test_a_call_of_the_network(milliseconds):
     )
 
     def masked(model, x, t, context, shape):
-        return model(x, t, context, control=inside_outside(shape[None]))
+        return model(x, t, context, control=inside_outside(shape[None], rule="corner"))
 
     def compiled(name, run, *arguments):
         start = time.perf_counter()

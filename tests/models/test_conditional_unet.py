@@ -119,7 +119,7 @@ def test_output_and_gradients_match_diffusers(small):
     @jax.jit
     def run(model, x, t, context, shape):
         def loss(x, context):
-            control = inside_outside(shape, split=None)
+            control = inside_outside(shape, split=None, rule="corner")
             y = model(x, t, context, control=control)
             return (y**2).sum(), y
 
@@ -173,7 +173,7 @@ def test_inside_outside_attention_matches_a_masked_diffusers_network(small):
     @jax.jit
     @chex.assert_max_traces(1)
     def run(model, x, t, context, shape):
-        control = inside_outside(shape, record=lambda place: place.kind == "cross")
+        control = inside_outside(shape, rule="corner", record=lambda place: place.kind == "cross")
         return model.observed(x, t, context, control=control)
 
     for shape in shapes.values():

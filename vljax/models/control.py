@@ -104,7 +104,7 @@ def inside_outside(
     tokens: int = TOKENS,
     token_scale: Float[Array, "#b tokens"] | float = 1.0,
     token_strength: Float[Array, ""] | float = 1.0,
-    rule: Literal["corner", "centre"] = "corner",
+    rule: Literal["corner", "centre"],
     record: Callable[[Place], bool] = lambda place: False,
 ) -> Control:
     """Inside-Outside Attention in every layer (Park et al. 2024, algorithm 3).

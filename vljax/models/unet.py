@@ -5,7 +5,8 @@ names are those of OpenAI's guided-diffusion checkpoints.
 
 What a picture is made from can be told in two ways, both as in GLIDE (Nichol et al. 2022, section
 3.1; names of its parameters too): by a vector that is added to the embedded time, and by a context,
-a sequence of vectors to which every attention attends beside the picture.
+a sequence of vectors to which every attention attends beside the picture. SDG's network takes
+neither; they are there for `cdd_icm`.
 """
 
 import itertools

@@ -38,7 +38,10 @@ from vljax.data.pictures.images import write_png
 from vljax.errors import UserError
 
 # What may change when a run is resumed: nothing here changes the parameters it ends with.
-FREE_FIELDS = ("log", "checkpoint", "profile", "compilation_cache", "data.workers", "mesh")
+FREE_FIELDS = (
+    *("log", "checkpoint", "profile", "compilation_cache", "data.workers", "mesh"),
+    "param_dtype",  # of weights in use
+)
 
 
 class Workdir:

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vljax import pretrained
 from vljax.errors import UserError
 from vljax.metrics.diversity import (
     Distance,
     diversity,
     embedding_distance,
+    load_lpips,
     lpips_distance,
 )
+from vljax.models.parameters import named_parameters, variables
 from vljax.models.perceptual import LPIPS
 
 ABSOLUTE = Distance("absolute", lambda x: x, lambda a, b: jnp.abs(a - b).mean((1, 2, 3)))
@@ -59,6 +62,45 @@ def test_lpips_of_all_pairs_equals_pair_by_pair():
     i, j = zip(*itertools.combinations(range(3), 2), strict=True)
     expected = jax.jit(lambda model, x, y: model(x, y))(model, images[[*i]], images[[*j]])
     assert found.mean == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """LPIPS of random weights as it is published, heads and trunk apart, and both in one file."""
+    folder, rng = tmp_path_factory.mktemp("lpips"), np.random.default_rng(0)
+    layouts = variables(jax.eval_shape(lambda: LPIPS("vgg", rngs=nnx.Rngs(0))))
+    tensors = {
+        name: pretrained.to_published(rng.random(v.get_value().shape, np.float32), v)
+        for name, v in layouts.items()
+    }
+    parts = {
+        "vgg": {name: tensor for name, tensor in tensors.items() if name.startswith("lin")},
+        "vgg16": {name: tensor for name, tensor in tensors.items() if name.startswith("features")},
+        "both": tensors,
+    }
+    # torchvision's file also tells ImageNet's classes.
+    parts["vgg16"]["classifier.6.bias"] = np.zeros(1000, np.float32)
+    for name, part in parts.items():
+        pretrained.write_tensors(part, folder / f"{name}.safetensors")
+    return {name: folder / f"{name}.safetensors" for name in parts}
+
+
+def test_lpips_is_read_as_published_and_joined(published):
+    heads, trunk, both = published["vgg"], published["vgg16"], published["both"]
+    joined = named_parameters(load_lpips([both]))
+    assert joined["lin0.model.1.weight"].shape == (64, 1)
+    for files in ([heads, trunk], [trunk, heads]):
+        for name, value in named_parameters(load_lpips(files)).items():
+            np.testing.assert_array_equal(value, joined[name])
+
+
+def test_what_lpips_lacks_is_named(published):
+    with pytest.raises(UserError, match=r"--lpips=.*vgg\.safetensors: the trunk \(torchvision's"):
+        load_lpips([published["vgg"]])
+    with pytest.raises(UserError, match=r"the heads \(LPIPS 0\.1's vgg\.pth\) is missing"):
+        load_lpips([published["vgg16"]])
+    with pytest.raises(UserError, match=r"--lpips=.* does not fit the model.* misshapen: features"):
+        load_lpips([published["both"]], "alex")
 
 
 def test_too_few_pictures_are_refused():

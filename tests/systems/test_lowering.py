@@ -18,7 +18,7 @@ from tests.lowering import PLATFORMS, lower, lower_gradient, lower_instead, lowe
 from vljax.data.text.vocabulary import learn_words
 from vljax.doors import parse_config
 from vljax.systems import load_system, shape_guided
-from vljax.systems.sdg import model as sdg
+from vljax.systems.sdg import method as sdg
 from vljax.systems.shape_guided.batch import Wish, make_batch
 from vljax.systems.shape_guided.method import generate, invert
 from vljax.systems.shape_guided.model import make_process, make_tokenizer

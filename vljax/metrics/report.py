@@ -75,6 +75,14 @@ class Report:
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    def __add__(self, other: "Report") -> "Report":
+        """What both found, in this order."""
+        return Report(
+            (*self.rows, *other.rows),
+            {**self.notes, **other.notes},
+            {**self.figures, **other.figures},
+        )
+
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of each table as dictionaries: method, source, columns."""
         found: dict[str, list[dict[str, Any]]] = {}
@@ -125,6 +133,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    value = _finite(value)
+    if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

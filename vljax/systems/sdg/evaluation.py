@@ -114,10 +114,8 @@ def judge(model: SDG, config: ConfigDict, judging: Judging) -> Report:
         noise = np.random.default_rng(judging.seed).integers(0, 256, samples.shape, np.uint8)
         notes["oracle"] = oracle.summary(samples)
         notes["oracle_on_noise"] = oracle.summary(noise)
-    if not is_guided(config):
-        return Report((), notes, figures)
-    guided = _judge_guided(model, config, judging)
-    return Report(guided.rows, {**notes, **guided.notes}, {**figures, **guided.figures})
+    report = Report((), notes, figures)
+    return report + _judge_guided(model, config, judging) if is_guided(config) else report
 
 
 def _bits(model: SDG, config: ConfigDict, judging: Judging) -> Iterator[Float[np.ndarray, " b"]]:

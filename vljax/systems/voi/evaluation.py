@@ -128,21 +128,15 @@ def judge(model: VOI, config: ConfigDict, judging: Judging) -> Report:
     references = [source.references(index) for index in range(len(told))]
 
     report = Report((), {"examples": len(told)}, {"orders": order_picture(told[:16])})
-    found = [table_31(config, told, references), compared_orders(tokens, orders, source)]
+    report += table_31(config, told, references) + compared_orders(tokens, orders, source)
     if tagger := judging.tagger or open_benchmark(config.data).tagger:
-        found.append(parts_of_speech(told, tagger))
+        report += parts_of_speech(told, tagger)
     if judging.perturbed:
-        found.append(perturbation(model, config, source, judging.perturbed))
+        report += perturbation(model, config, source, judging.perturbed)
     if model.permutation is not None:
-        found.append(recovered(model, config, judging))
+        report += recovered(model, config, judging)
     if judging.runtime:
-        found.append(runtime(model, config, LENGTHS))
-    for part in found:
-        report = Report(
-            (*report.rows, *part.rows),
-            {**report.notes, **part.notes},
-            {**report.figures, **part.figures},
-        )
+        report += runtime(model, config, LENGTHS)
     return report
 
 

@@ -118,12 +118,12 @@ class SceneDialogues:
             labels = [thing.label for thing in things]
             vectors.append(class_vector(labels))
             places.append(class_coordinates(labels, [(t.x * size, t.y * size) for t in things]))
-            related = turn.relation is not None and turn.anchor is not None
+            beside = None if turn.relation is None else turn.anchor
             said.append(
                 (
                     labels[turn.added],
-                    RELATIONS.index(turn.relation) if related else -1,
-                    labels[turn.anchor] if related else -1,
+                    -1 if beside is None else RELATIONS.index(turn.relation),
+                    -1 if beside is None else labels[beside],
                 )
             )
         added, relation, anchor = np.array(said, np.int32).T

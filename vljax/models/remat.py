@@ -50,4 +50,4 @@ def rematerialised(block: Block, remat: bool | str) -> Block:
         return block
     if policy not in _POLICIES:
         raise UserError(f"remat={remat!r}: choose 'off', {', '.join(map(repr, _POLICIES))}")
-    return jax.checkpoint(block, policy=_POLICIES[policy])  # type: ignore[index]
+    return jax.checkpoint(block, policy=_POLICIES[policy])  # type: ignore[return-value]

@@ -186,8 +186,9 @@ def load_model(skeleton: Any, config: ConfigDict, workdir: Path | None) -> Any:
     """
     model = with_parameters(skeleton, pretrained_parameters(skeleton, config))
     layouts = variables(skeleton)
-    for stage in _ended_stages(workdir, config) if workdir else ():
-        tensors = pretrained.read_tensors(file(workdir, stage))
+    ended = [file(workdir, stage) for stage in _ended_stages(workdir, config)] if workdir else []
+    for path in ended:
+        tensors = pretrained.read_tensors(path)
         parameters = {n: pretrained.from_published(t, layouts[n]) for n, t in tensors.items()}
         model = with_parameters(model, parameters)
     absent = parts_of(

@@ -31,12 +31,16 @@ BESIDE = {
 ROOMS = {
     "recipe": set(),
     "model": {"recipe"},
-    "method": {"model", "recipe"},
-    "baselines": {"method", "model", "recipe"},
+    "method": {"batch", "model", "recipe"},
+    "batch": {"model", "prompt_to_prompt", "recipe"},
+    "baselines": {"batch", "method", "model", "prompt_to_prompt", "recipe"},
+    "methods": {"baselines", "batch", "method", "model", "recipe"},
     "training": {"method", "model", "recipe"},
     "paper": set(),
-    "use": {"baselines", "method", "model", "recipe"},
-    "evaluation": {"baselines", "method", "model", "paper", "probing", "recipe", "use"},
+    "use": {"baselines", "batch", "method", "methods", "model", "recipe"},
+    "evaluation": {
+        *("baselines", "batch", "method", "methods", "model", "paper", "probing", "recipe", "use"),
+    },
     "probing": {"method", "model", "recipe"},
 }
 

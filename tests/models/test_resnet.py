@@ -12,13 +12,13 @@ from tests import golden_weights
 from tests.golden_weights import random_tensor, standard_normal
 from vljax import pretrained
 from vljax.errors import UserError
+from vljax.models.folders import resnet_arguments
 from vljax.models.parameters import named_parameters
 from vljax.models.resnet import (
     DEPTHS,
     Bottleneck,
     ResNet,
     normalise_pixels,
-    published_arguments,
     subtract_mean,
 )
 
@@ -143,7 +143,7 @@ def test_a_hugging_face_folder_is_loaded(depths, width, side, first, tmp_path):
             if not name.endswith("num_batches_tracked"):
                 tensor.copy_(torch.from_numpy(ours[_by_hand(name)]))
     peer.save_pretrained(tmp_path)
-    fields = published_arguments(tmp_path)
+    fields = resnet_arguments(tmp_path)
     assert fields["stride_in"] == ("1x1" if first else "3x3")
     model = pretrained.load(skeleton(**fields, classes=10), tmp_path)
     x = normalise_pixels(pictures(side))
@@ -275,4 +275,4 @@ def test_mistakes_are_named(tmp_path):
     ):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"} | wrong))
         with pytest.raises(UserError, match=word):
-            published_arguments(tmp_path)
+            resnet_arguments(tmp_path)

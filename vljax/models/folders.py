@@ -329,6 +329,45 @@ def inpainting_arguments(folder: Folder, beside: Mapping[str, Any]) -> dict[str,
     return found
 
 
+# ResNet ------------------------------------------------------------------------------------------
+
+
+def resnet_arguments(folder: Folder) -> dict[str, Any]:
+    """The arguments of the `ResNet` that a Hugging Face folder (`microsoft/resnet-152`) describes.
+
+    Args:
+        folder: Holds `config.json`.
+
+    Raises:
+        UserError: the config cannot be read, or describes a network that is not He's of
+            bottleneck blocks.
+    """
+    config = read_json(Path(folder) / "config.json")
+    layers = config.get("depths", [3, 4, 6, 3])
+    width = config.get("embedding_size", 64)
+    sizes = config.get("hidden_sizes", [256, 512, 1024, 2048])
+    needed = {
+        "model_type": ("resnet", None),
+        "layer_type": ("bottleneck", "bottleneck"),
+        "hidden_act": ("relu", "relu"),
+        "num_channels": (3, 3),
+        "downsample_in_first_stage": (False, False),
+    }
+    for field, (value, default) in needed.items():
+        if (found := config.get(field, default)) != value:
+            raise UserError(
+                f"{folder}: {field}={found!r} in config.json, but {value!r} is needed; give a "
+                "folder of He's ResNet-50, 101 or 152"
+            )
+    if not isinstance(layers, list) or sizes != [4 * width * 2**i for i in range(4)]:
+        raise UserError(
+            f"{folder}: hidden_sizes={sizes!r} in config.json are not those of He's network; give "
+            "a folder of ResNet-50, 101 or 152"
+        )
+    strides = "1x1" if config.get("downsample_in_bottleneck", False) else "3x3"
+    return {"layers": tuple(layers), "width": width, "stride_in": strides}
+
+
 # CLIPSeg -----------------------------------------------------------------------------------------
 
 # What the fields are that a published config leaves out.

@@ -10,17 +10,16 @@ block strides, and how the pool of the stem treats the border.
 | MSRA's caffemodels | `"1x1"` | `"ceil"` | `subtract_mean` |
 
 Parameter names are torchvision's; `ResNet.published_names` brings those of Hugging Face
-`transformers` and of the caffemodels to them.
+`transformers` and of the caffemodels to them; `folders.resnet_arguments` reads a folder of the
+former.
 
     trunk = jax.eval_shape(lambda: ResNet(DEPTHS[152], rngs=nnx.Rngs(0)))
     trunk = pretrained.load(trunk, "resnet152-394f9c45.pth")
     features = trunk(normalise_pixels(images))
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -30,7 +29,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vljax.errors import UserError
-from vljax.models.folders import read_json
 from vljax.models.layers import Conv, Linear, apply, fresh_norm
 from vljax.models.remat import rematerialised
 from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise
@@ -176,7 +174,7 @@ class ResNet(nnx.Module):
         self.fc = Linear(channels, classes, rngs=rngs) if classes else None
 
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        block = rematerialised(_run, self.remat)
+        block = rematerialised(Bottleneck.__call__, self.remat)
         x = self._pooled(jax.nn.relu(self.bn1(self.conv1(x))))
         for group in (self.layer1, self.layer2, self.layer3, self.layer4):
             for layer in group:
@@ -214,46 +212,6 @@ class ResNet(nnx.Module):
             if not name.endswith("num_batches_tracked")
             and (self.fc is not None or not name.startswith("fc."))
         }
-
-
-def _run(layer: Bottleneck, x: Array) -> Array:
-    return layer(x)
-
-
-def published_arguments(folder: str | os.PathLike) -> dict[str, Any]:
-    """The arguments of the `ResNet` that a Hugging Face folder (`microsoft/resnet-152`) describes.
-
-    Args:
-        folder: Holds `config.json`.
-
-    Raises:
-        UserError: the config cannot be read, or describes a network that is not He's of
-            bottleneck blocks.
-    """
-    config = read_json(Path(folder) / "config.json")
-    layers = config.get("depths", [3, 4, 6, 3])
-    width = config.get("embedding_size", 64)
-    sizes = config.get("hidden_sizes", [256, 512, 1024, 2048])
-    needed = {
-        "model_type": ("resnet", None),
-        "layer_type": ("bottleneck", "bottleneck"),
-        "hidden_act": ("relu", "relu"),
-        "num_channels": (3, 3),
-        "downsample_in_first_stage": (False, False),
-    }
-    for field, (value, default) in needed.items():
-        if (found := config.get(field, default)) != value:
-            raise UserError(
-                f"{folder}: {field}={found!r} in config.json, but {value!r} is needed; give a "
-                "folder of He's ResNet-50, 101 or 152"
-            )
-    if not isinstance(layers, list) or sizes != [4 * width * 2**i for i in range(4)]:
-        raise UserError(
-            f"{folder}: hidden_sizes={sizes!r} in config.json are not those of He's network; give "
-            "a folder of ResNet-50, 101 or 152"
-        )
-    strides: Strides = "1x1" if config.get("downsample_in_bottleneck", False) else "3x3"
-    return {"layers": tuple(layers), "width": width, "stride_in": strides}
 
 
 _TRANSFORMERS_BLOCK = re.compile(

@@ -42,31 +42,6 @@ def texts(config: ConfigDict, *, held_out: bool = False) -> Text:
     return _open(json.dumps(config.data.to_dict(), sort_keys=True), held_out)
 
 
-class Remembered:
-    """A small source whose examples are read once.
-
-    Order recovery passes over the same few pictures thousands of times; decoding them anew would
-    take ten times as long as the step.
-    """
-
-    def __init__(self, source: Text) -> None:
-        self.source = source
-        self._examples: dict[int, dict[str, Any]] = {}
-
-    @property
-    def fingerprint(self) -> str:
-        """The source's."""
-        return self.source.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if index not in self._examples:
-            self._examples[index] = self.source[index]
-        return self._examples[index]
-
-
 def make_model(config: ConfigDict) -> VOI:
     """The model at its random start; what a stage shares starts equal in both networks.
 

@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vljax.data.text import pad_text
+from vljax.data.text import Text, pad_text
 from vljax.systems.voi.method import order_loss, start_memory
-from vljax.systems.voi.model import VOI, Remembered, texts
+from vljax.systems.voi.model import VOI, texts
 from vljax.systems.voi.recipe import check_stage, learns_order, stage_names
 from vljax.systems.voi.writing import Line, lines, order_picture, write_all
 from vljax.training.mesh import gather
@@ -72,3 +73,28 @@ def written_pictures(config: ConfigDict) -> Callable[[VOI], dict[str, np.ndarray
         return {"orders": order_picture(told)}
 
     return draw
+
+
+class Remembered:
+    """A small source whose examples are read once.
+
+    Order recovery passes over the same few pictures thousands of times; decoding them anew would
+    take ten times as long as the step.
+    """
+
+    def __init__(self, source: Text) -> None:
+        self.source = source
+        self._examples: dict[int, dict[str, Any]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """The source's."""
+        return self.source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index not in self._examples:
+            self._examples[index] = self.source[index]
+        return self._examples[index]

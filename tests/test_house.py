@@ -18,7 +18,7 @@ FLOORS = (
     {"metrics", "pretrained"},
     {"data", "models", "diffusion"},
     {"ops"},
-    {"config", "request", "files", "errors", "marks"},
+    {"config", "request", "files", "errors", "marks", "process"},
 )
 BESIDE = {
     "metrics": {"pretrained"},

@@ -1,8 +1,8 @@
 """The layers that every network here is made of.
 
-A layer computes in the dtype of its input: parameters are stored in float32 and cast where they
-are used, so a network chooses its compute dtype once, by casting what enters it. Normalisation
-reduces in float32 whatever the dtype.
+A layer computes in the dtype of its input: parameters (float32, in use what `config.param_dtype`
+says) are cast where they are used, so a network chooses its compute dtype once, by casting what
+enters it. Normalisation reduces in float32 whatever the dtype.
 
 Each parameter carries its `published` layout: the einops pattern that turns the tensor of a
 PyTorch checkpoint into ours (`vljax.pretrained` reads it). Attribute names are PyTorch's, so that

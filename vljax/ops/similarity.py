@@ -1,7 +1,7 @@
 """Vectors by their directions: unit length, cosines, and the contrast of a batch of pairs.
 
 Lengths and products are float32. A vector shorter than `SHORTEST`, such as zero, has no direction:
-it stays as it is, its cosines are 0, and its gradients are finite.
+it stays that short, its cosines are 0, and its gradients are finite.
 
 Sources: Radford et al., *Learning Transferable Visual Models From Natural Language Supervision*
 (2021), section 2.3, figure 3, and section 2.5 (the limit of the factor).

@@ -16,7 +16,7 @@ from vljax.errors import UserError
 from vljax.metrics.batches import features_of, parts
 from vljax.metrics.frechet import Gaussian, frechet_distance, inception_features, moments
 from vljax.metrics.psnr import psnr
-from vljax.metrics.report import Report, Row
+from vljax.metrics.report import Report, Row, paper_rows
 from vljax.metrics.retrieval import clip_score
 from vljax.metrics.shape import (
     ALPHA,
@@ -126,23 +126,21 @@ TRIALS = (
 """The rows that are made here."""
 
 
-def _paper(shape: str, method: str, *values: float | None) -> Row:
-    columns = dict(zip(("KW-mIoU", "mIoU", "FID", "CLIP"), values, strict=True))
-    return Row(TABLE, method, {"shape": shape, **columns}, source="paper, table 5.2")
-
-
-PAPER = (
-    _paper("", "Real images", 83.3, 76.3, None, 0.15),
-    _paper("given", "Blended Diffusion", 23.3, 41.8, 46.2, 0.20),
-    _paper("given", "SD-Inpaint", 38.5, 51.7, 43.7, 0.19),
-    _paper("given", "SDEdit + Shape", 31.0, 49.9, 45.1, 0.21),
-    _paper("given", "P2P + Shape", 46.9, 63.3, 39.6, 0.20),
-    _paper("given", "Ours (w/o IOA)", 43.8, 55.3, 41.5, 0.21),
-    _paper("given", "Ours", 53.3, 63.6, 40.2, 0.21),
-    _paper("inferred", "P2P", 24.2, 64.6, 97.5, 0.26),
-    _paper("inferred", "P2P + Shape", 37.7, 54.0, 51.1, 0.21),
-    _paper("inferred", "Ours (w/o IOA)", 33.0, 46.0, 56.8, 0.22),
-    _paper("inferred", "Ours", 43.0, 54.9, 49.5, 0.22),
+PAPER = paper_rows(
+    TABLE,
+    "paper, table 5.2",
+    ("shape", "KW-mIoU", "mIoU", "FID", "CLIP"),
+    ("Real images", "", 83.3, 76.3, None, 0.15),
+    ("Blended Diffusion", "given", 23.3, 41.8, 46.2, 0.20),
+    ("SD-Inpaint", "given", 38.5, 51.7, 43.7, 0.19),
+    ("SDEdit + Shape", "given", 31.0, 49.9, 45.1, 0.21),
+    ("P2P + Shape", "given", 46.9, 63.3, 39.6, 0.20),
+    ("Ours (w/o IOA)", "given", 43.8, 55.3, 41.5, 0.21),
+    ("Ours", "given", 53.3, 63.6, 40.2, 0.21),
+    ("P2P", "inferred", 24.2, 64.6, 97.5, 0.26),
+    ("P2P + Shape", "inferred", 37.7, 54.0, 51.1, 0.21),
+    ("Ours (w/o IOA)", "inferred", 33.0, 46.0, 56.8, 0.22),
+    ("Ours", "inferred", 43.0, 54.9, 49.5, 0.22),
 )
 """The rows of table 5.2, on the test set of MS-COCO ShapePrompts."""
 

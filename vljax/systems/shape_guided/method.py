@@ -8,7 +8,7 @@ al., "Shape-Guided Diffusion with Inside-Outside Attention" (2024).
 | 5.3.1, algorithm 3: Inside-Outside Attention            | `inside_outside_attention` |
 | 5.3.2, algorithm 4, line 4: Inside-Outside Inversion    | `invert`                   |
 | 5.3.3, algorithm 4, lines 5 to 13                       | `generate`                 |
-| algorithm 4, lines 1 to 3: InferShape                   | `use.find_segmenter`       |
+| algorithm 4, lines 1 to 3: InferShape                   | `use.infer_shape`          |
 | figure 5.4, cross-attention maps                        | `attention_maps`           |
 | figure 5.7, the shape in the first steps only           | `Batch.shape_until`        |
 | table 5.2, "Ours (w/o IOA)"                             | `plain_attention`          |

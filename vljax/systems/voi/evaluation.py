@@ -17,7 +17,7 @@ from vljax.data.text import Text
 from vljax.errors import UserError
 from vljax.marks import END, PAD, START, UNKNOWN
 from vljax.metrics import order as order_metrics
-from vljax.metrics.report import Report, Row
+from vljax.metrics.report import Report, Row, paper_rows
 from vljax.metrics.text import PROGRAMS, text_scores
 from vljax.models.insertion_search import search_order
 from vljax.request import option
@@ -149,10 +149,9 @@ def table_31(
     """
     name = "table 3.1"
     columns, paper = PAPER_TABLE_31.get(config.data.name, ((), {}))
-    rows = [
-        Row(name, order, dict(zip(columns, values, strict=True)), f"paper, {name}")
-        for order, values in paper.items()
-    ]
+    rows = paper_rows(
+        name, f"paper, {name}", columns, *((order, *values) for order, values in paper.items())
+    )
     wanted = open_benchmark(config.data).text_metrics
     scores, missing = text_scores([line.text for line in told], references, wanted)
     notes: dict[str, Any] = {"scored by": {one: PROGRAMS[one] for one in scores}}
@@ -309,9 +308,7 @@ def recovered(model: VOI, config: ConfigDict, judging: Judging) -> Report:
 
     def rows(table: str, cells: Mapping[str, float], here: str) -> list[Row]:
         column = "normalised_levenshtein"
-        paper = [
-            Row(table, cell, {column: value}, f"paper, {table}") for cell, value in cells.items()
-        ]
+        paper = paper_rows(table, f"paper, {table}", (column,), *cells.items())
         return [*paper, Row(table, here, {column: distance})]
 
     own, k = config.model.permutation, f"K = {config.num_orders}"

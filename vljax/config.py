@@ -69,8 +69,8 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 
-# Fields of earlier runs' configs that are gone, each with the one value that networks still have.
-_RETIRED = {"model.diffusion.head_order": "heads_first", "model.diffusion.resblock_updown": True}
+# Fields of `model.diffusion` that are gone, each with the one value that networks still have.
+_RETIRED = {"head_order": "heads_first", "resblock_updown": True}
 
 
 def from_workdir(path: str | os.PathLike) -> ConfigDict:
@@ -91,12 +91,12 @@ def from_workdir(path: str | os.PathLike) -> ConfigDict:
         raise UserError(
             f"{file} is damaged ({error}): give another run's workdir, or --config"
         ) from error
+    network = config.get("model", {}).get("diffusion", {})
     for name, only in _RETIRED.items():
-        *sections, field = name.split(".")
-        holder = functools.reduce(lambda fields, section: fields.get(section, {}), sections, config)
-        if (value := holder.pop(field, only)) != only:
+        if (value := network.pop(name, only)) != only:
             raise UserError(
-                f"{file}: {name}={value!r} is no longer built, only {only!r}: train anew"
+                f"{file}: model.diffusion.{name}={value!r} is no longer built, only {only!r}: "
+                "train anew"
             )
     return ConfigDict(config)
 

@@ -5,12 +5,22 @@ import time
 
 import numpy as np
 import pytest
-import torch
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, where it is installed: importing it takes seconds, so not at collection."""
+    return pytest.importorskip("torch")
 
 
 @pytest.fixture(autouse=True)
 def as_many_threads_for_torch():
-    """XLA uses the cores that this process may run on; torch gets as many."""
+    """XLA uses the cores that this process may run on; torch, where it is, gets as many."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     yield

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import torch
 
 from vljax.ops.attention import attention, attention_reference
 
@@ -16,7 +15,7 @@ def arrays(batch, length, heads, width):
 
 
 @pytest.mark.parametrize("derivative", [False, True])
-def test_against_torch_at_the_size_of_stable_diffusion(milliseconds, derivative):
+def test_against_torch_at_the_size_of_stable_diffusion(milliseconds, torch, derivative):
     ours = arrays(2, 4096, 8, 40)
     theirs = [torch.tensor(np.asarray(x)).permute(0, 2, 1, 3).contiguous() for x in ours]
 

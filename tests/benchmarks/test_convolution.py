@@ -24,8 +24,7 @@ def ours(x, weight):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_with_both_gradients(milliseconds, size):
-    torch = pytest.importorskip("torch")
+def test_with_both_gradients(milliseconds, torch, size):
     batch, side, inputs, outputs = size
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (batch, side, side, inputs))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from vljax import pretrained
@@ -16,7 +15,7 @@ BATCH, STEPS, WORD, FIRST, SECOND = 64, 36, 300, 2048, 1024
 
 
 @pytest.fixture(scope="module")
-def networks():
+def networks(torch):
     theirs = [torch.nn.LSTM(WORD, FIRST), torch.nn.LSTM(FIRST, SECOND)]
     ours = [LSTM(WORD, FIRST, rngs=nnx.Rngs(0)), LSTM(FIRST, SECOND, rngs=nnx.Rngs(0))]
     for i, (peer, model) in enumerate(zip(theirs, ours, strict=True)):
@@ -25,7 +24,7 @@ def networks():
     return ours, theirs
 
 
-def test_a_step_of_the_decoder(networks, milliseconds):
+def test_a_step_of_the_decoder(networks, milliseconds, torch):
     ours, theirs = networks
     x = np.random.default_rng(0).standard_normal((BATCH, WORD), np.float32)
     states = [model.start(BATCH) for model in ours]
@@ -52,7 +51,7 @@ def test_a_step_of_the_decoder(networks, milliseconds):
     assert ratio <= 1.0
 
 
-def test_a_training_step(networks, milliseconds):
+def test_a_training_step(networks, milliseconds, torch):
     ours, theirs = networks
     x = np.random.default_rng(0).standard_normal((STEPS, BATCH, WORD), np.float32)
     words = jnp.asarray(x.swapaxes(0, 1))

@@ -5,12 +5,10 @@
 
 import time
 
-import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from vljax.diffusion.progress import progress_bar
@@ -30,10 +28,11 @@ SIDE, BATCH = 64, 2
 class InsideOutside:
     """Algorithm 3 in plain PyTorch: the map of every layer masked after its softmax."""
 
-    def __init__(self, shape):
-        self.shape = shape
+    def __init__(self, torch, shape):
+        self.torch, self.shape = torch, shape
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+        torch = self.torch
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -51,7 +50,8 @@ class InsideOutside:
         return attn.to_out[0]((maps @ value).transpose(1, 2).flatten(2))
 
 
-def test_a_call_of_the_network(milliseconds):
+def test_a_call_of_the_network(milliseconds, torch):
+    diffusers = pytest.importorskip("diffusers")
     peer = diffusers.UNet2DConditionModel(sample_size=SIDE, cross_attention_dim=768).eval()
     model = jax.jit(lambda: ConditionalUNet(context_features=768, rngs=nnx.Rngs(0)))()
     count = sum(value.size for value in named_parameters(model).values())
@@ -82,7 +82,9 @@ def test_a_call_of_the_network(milliseconds):
 
     plain = compiled("plain", lambda model, *a: model(*a), model, x_, t_, context_)
     ours = compiled("with IOA", masked, model, x_, t_, context_, jnp.asarray(shape))
-    processors = {name: InsideOutside(torch.from_numpy(shape)) for name in peer.attn_processors}
+    processors = {
+        name: InsideOutside(torch, torch.from_numpy(shape)) for name in peer.attn_processors
+    }
     fused = peer.attn_processors
 
     @torch.no_grad()

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
-from diffusers import UNet2DModel
 from flax import nnx
 
 from vljax.models.parameters import named_parameters, with_parameters
@@ -17,7 +15,7 @@ pytestmark = pytest.mark.benchmark
 SIZE, CHANNELS = 32, (64, 64, 128)
 
 
-def networks():
+def networks(UNet2DModel):
     ours = UNet(
         image_size=SIZE,
         model_channels=64,
@@ -46,8 +44,8 @@ def networks():
 
 
 @pytest.mark.parametrize("batch", [4, 32])
-def test_forward_and_training_step(milliseconds, batch):
-    ours, theirs = networks()
+def test_forward_and_training_step(milliseconds, torch, batch):
+    ours, theirs = networks(pytest.importorskip("diffusers").UNet2DModel)
     x = np.random.default_rng(0).standard_normal((batch, SIZE, SIZE, 3), dtype=np.float32)
     t = jnp.full(batch, 500.0)
     torch_x = torch.tensor(x).permute(0, 3, 1, 2).contiguous()

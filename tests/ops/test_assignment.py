@@ -10,6 +10,8 @@ from vljax.errors import UserError
 from vljax.ops import assignment
 from vljax.ops.assignment import linear_sum_assignment
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def device(cost, mask=None):
     """The route of accelerators, run here; masking comes before the routes part."""
@@ -50,14 +52,23 @@ KINDS = [
     *("normal", "tied", "integer", "constant", "million", "huge", "tiny", "mixed"),
     *("rank one", "outer product"),
 ]
+QUICK = [("tied", "device"), ("mixed", "device"), ("rank one", "device"), ("normal", "public")]
 SIZES = ((500, 2), (300, 5), (150, 12), (50, 31))  # 1,000 problems a kind, 10,000 in all
+QUICK_SIZES = SIZES[1::2]
 
 
-@pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "route"),
+    [
+        # The public route is SciPy itself, behind arrays and masks.
+        pytest.param(kind, route, marks=() if (kind, route) in QUICK else pytest.mark.slow)
+        for kind in KINDS
+        for route in ROUTES
+    ],
+)
 def test_cost_equals_scipys(kind, route):
     rng = np.random.default_rng(KINDS.index(kind))
-    for b, n in SIZES:
+    for b, n in QUICK_SIZES if (kind, route) in QUICK else SIZES:
         cost = problems(kind, b, n, rng)
         ours = total(cost, ROUTES[route](cost))
         theirs = np.array([c[optimize.linear_sum_assignment(c)].sum() for c in np.float64(cost)])
@@ -65,7 +76,7 @@ def test_cost_equals_scipys(kind, route):
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("n", [1, 128, 512])
+@pytest.mark.parametrize("n", [1, 128, pytest.param(512, marks=pytest.mark.slow)])
 def test_sizes(n, route):
     cost = np.random.default_rng(n).uniform(-1e6, 1e6, (1, n, n)).astype(np.float32)
     theirs = cost[0].astype(np.float64)[optimize.linear_sum_assignment(cost[0])].sum()
@@ -98,43 +109,57 @@ def test_mask_keeps_positions_in_place():
         np.testing.assert_allclose(c[np.arange(10), p][m].astype(np.float64).sum(), best, atol=1e-6)
 
 
-@pytest.mark.parametrize("route", ["public", "device"])
+@pytest.mark.parametrize("route", ROUTES)
 def test_infinities_and_nan(route):
-    solve = {"public": linear_sum_assignment, "device": assignment._on_device}[route]
     inf = np.inf
-    avoidable = jnp.array([[inf, 1.0, 5.0], [2.0, inf, 7.0], [9.0, 9.0, inf]])
-    np.testing.assert_array_equal(solve(avoidable), [2, 0, 1])
-    two_rows_one_column = jnp.array([[0.0, inf, inf], [0.0, inf, inf], [3.0, 1.0, 2.0]])
-    columns = np.asarray(solve(two_rows_one_column))
-    assert sorted(columns) == [0, 1, 2]
-    assert columns[2] == 1
-    np.testing.assert_array_equal(solve(jnp.array([[0.0, -inf], [-100.0, 0.0]])), [1, 0])
-    np.testing.assert_array_equal(np.sort(solve(jnp.full((4, 4), inf))), np.arange(4))
+    cost = np.array(
+        [
+            [[inf, 1.0, 5.0], [2.0, inf, 7.0], [9.0, 9.0, inf]],  # avoidable
+            [[0.0, inf, inf], [0.0, inf, inf], [3.0, 1.0, 2.0]],  # two rows want one column
+            [[0.0, -inf, inf], [-100.0, 0.0, inf], [inf, inf, 0.0]],
+            np.full((3, 3), inf),
+        ],
+        np.float32,
+    )
+    columns = np.asarray(ROUTES[route](cost))
+    np.testing.assert_array_equal(columns[0], [2, 0, 1])
+    assert columns[1, 2] == 1
+    np.testing.assert_array_equal(columns[2], [1, 0, 2])
+    np.testing.assert_array_equal(np.sort(columns), np.broadcast_to(np.arange(3), (4, 3)))
     if route == "public":
-        np.testing.assert_array_equal(solve(jnp.array([[np.nan, 5.0], [1.0, 0.0]])), [1, 0])
-        np.testing.assert_array_equal(np.sort(solve(jnp.full((3, 3), np.nan))), np.arange(3))
+        without = np.stack([np.full((3, 3), np.nan), np.diag([np.nan] * 3)]).astype(np.float32)
+        without[1] += [[0, 5, 9], [1, 0, 9], [9, 9, 0]]
+        without[1, 1, 1] = without[1, 2, 2] = 0
+        columns = np.asarray(ROUTES[route](without))
+        np.testing.assert_array_equal(np.sort(columns[0]), np.arange(3))
+        np.testing.assert_array_equal(columns[1], [1, 0, 2])
 
 
 def test_transformations_and_dtypes():
-    cost = jax.random.normal(jax.random.key(0), (2, 3, 6, 6))
-    batched = linear_sum_assignment(cost)
-    assert batched.dtype == jnp.int32
-    np.testing.assert_array_equal(batched, jax.vmap(jax.jit(jax.vmap(linear_sum_assignment)))(cost))
-    half = cost.astype(jnp.bfloat16)
-    np.testing.assert_array_equal(
-        linear_sum_assignment(half), linear_sum_assignment(half.astype(jnp.float32))
-    )
-    integer = jnp.array([[3, 1], [1, 3]])
-    np.testing.assert_array_equal(linear_sum_assignment(integer), [1, 0])
-    assert linear_sum_assignment(jnp.zeros((0, 4, 4))).shape == (0, 4)
-    assert linear_sum_assignment(jnp.zeros((2, 0, 0))).shape == (2, 0)
+    cost = np.random.default_rng(0).standard_normal((2, 3, 6, 6), np.float32)
 
     def through(cost):
         columns = linear_sum_assignment(cost)
-        return jnp.take_along_axis(cost, columns[..., None], -1).sum()
+        return jnp.take_along_axis(cost, columns[..., None], -1).sum(), columns
 
-    gradient = jax.jit(jax.grad(through))(cost)
-    np.testing.assert_array_equal(gradient, jax.nn.one_hot(batched, 6))
+    @jax.jit
+    def run(cost):
+        half = cost.astype(jnp.bfloat16)
+        gradient, batched = jax.grad(through, has_aux=True)(cost)
+        return (
+            (batched, jax.vmap(jax.vmap(linear_sum_assignment))(cost)),
+            [linear_sum_assignment(x) for x in (half, half.astype(jnp.float32))],
+            (gradient, jax.nn.one_hot(batched, 6)),
+        )
+
+    pairs = run(cost)
+    assert pairs[0][0].dtype == jnp.int32
+    for found, expected in pairs:
+        np.testing.assert_array_equal(found, expected)
+    integer = np.array([[3, 1], [1, 3]])
+    np.testing.assert_array_equal(linear_sum_assignment(integer), [1, 0])
+    assert linear_sum_assignment(np.zeros((0, 4, 4))).shape == (0, 4)
+    assert linear_sum_assignment(np.zeros((2, 0, 0))).shape == (2, 0)
 
 
 def test_many_calls_inside_one_program():

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.lowering import lower, on_cuda
@@ -25,6 +24,8 @@ from vljax.ops.inside_outside import (
     schedule_strength,
     token_mask,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "inside_outside.npz"
 
@@ -113,7 +114,7 @@ def test_any_factors_equal_the_definition_and_its_gradients():
     chex.assert_trees_all_close(actual, expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("lengths", [(61, 7), (5, 40)])
+@pytest.mark.parametrize("lengths", [(61, 7), pytest.param((5, 40), marks=pytest.mark.slow)])
 def test_any_lengths_and_blocks_equal_the_definition(lengths, monkeypatch):
     """Odd lengths, several blocks of queries, values of another width than the queries."""
     monkeypatch.setattr("vljax.ops.attention._CPU_BYTES", 4 * 40 * 3)
@@ -256,6 +257,7 @@ def test_weights_are_the_masked_map():
 
 @pytest.mark.parametrize(("rule", "mode"), [("corner", "nearest"), ("centre", "nearest-exact")])
 def test_resizing_picks_the_pixels_that_torch_picks(rule, mode):
+    torch = pytest.importorskip("torch")
     sizes = [*range(1, 70), 96, 127, 257, 500, 512, 640]
     for old in sizes:
         x = torch.arange(old, dtype=torch.float32)[None, None, None]
@@ -274,6 +276,7 @@ def resize_nearest_numpy(x, size, rule):
 
 
 def test_resizing_both_axes_and_as_pillow():
+    torch = pytest.importorskip("torch")
     mask = (np.random.default_rng(0).random((3, 100, 64)) < 0.5).astype(np.float32)
     actual = resize_nearest(jnp.asarray(mask), (12, 8), rule="corner")
     expected = torch.nn.functional.interpolate(torch.from_numpy(mask)[:, None], (12, 8))[:, 0]
@@ -302,6 +305,7 @@ def test_mistakes_are_refused():
 
 
 def test_memory_is_an_eighth_of_the_definitions():
+    jax.config.update("jax_disable_most_optimizations", False)  # fused loops are what is tested
     x = jax.ShapeDtypeStruct((1, 4096, 8, 40), jnp.float32)
     shape = jax.ShapeDtypeStruct((1, 4096), jnp.float32)
 

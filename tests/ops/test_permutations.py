@@ -13,6 +13,8 @@ from scipy import stats
 from vljax.ops.permanent import log_bethe_permanent, log_permanent
 from vljax.ops.permutations import GumbelMatching, GumbelSinkhorn, PlackettLuce, gumbel_kl
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 N = 4
 EVERY = np.array(list(itertools.permutations(range(N))))
 CODE = {tuple(p): i for i, p in enumerate(EVERY.tolist())}
@@ -20,6 +22,10 @@ DRAWS = 40_000
 X = np.random.default_rng(5).standard_normal((N, N)).astype(np.float32) * 1.5
 # One test in a thousand would fail by chance; the keys are fixed.
 LEVEL = 1e-3
+
+
+def slow(*values):
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def counts(permutations) -> np.ndarray:
@@ -80,7 +86,7 @@ def test_two_logistics_against_quadrature():
         np.testing.assert_allclose(two_logistics_cdf(t), np.trapezoid(mass, grid), atol=1e-9)
 
 
-@pytest.mark.parametrize("sinkhorn_iters", [0, 20])
+@pytest.mark.parametrize("sinkhorn_iters", [0, *slow(20)])
 def test_gumbel_matching_is_uniform_for_sums_of_rows_and_columns(sinkhorn_iters):
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((N, 1)) * 2 + rng.standard_normal(N) * 2).astype(np.float32)
@@ -90,7 +96,7 @@ def test_gumbel_matching_is_uniform_for_sums_of_rows_and_columns(sinkhorn_iters)
     np.testing.assert_allclose(gibbs(x), uniform, atol=1e-6)
 
 
-@pytest.mark.parametrize("sinkhorn_iters", [0, 200])
+@pytest.mark.parametrize("sinkhorn_iters", [0, *slow(200)])
 def test_gumbel_matching_two_blocks_against_the_closed_form(sinkhorn_iters):
     x = np.full((N, N), -np.inf, np.float32)
     x[:2, :2], x[2:, 2:] = X[:2, :2], X[2:, 2:]
@@ -108,7 +114,7 @@ def test_gumbel_matching_two_blocks_against_the_closed_form(sinkhorn_iters):
     assert p_value(observed, gibbs(x)) < 1e-9  # the Gibbs probabilities are not the samples'
 
 
-@pytest.mark.parametrize("sinkhorn_iters", [0, 20])
+@pytest.mark.parametrize("sinkhorn_iters", [20, *slow(0)])
 def test_gumbel_matching_in_general_against_brute_force(sinkhorn_iters):
     observed = counts(draw(GumbelMatching(jnp.asarray(X)), 2, sinkhorn_iters=sinkhorn_iters))
     reference = reference_counts(X, sinkhorn_iters, 200_000)
@@ -128,7 +134,7 @@ def test_gumbel_matching_log_prob_is_normalised_and_its_gradient_is_marginals():
     assert 1 <= bethe <= 2 ** (N / 2)
     normalizer = log_bethe_permanent(q.logits)
     np.testing.assert_allclose(q.log_prob(every), q.log_potential(every) - normalizer, atol=1e-5)
-    score = jax.jacobian(exact)(q.logits)
+    score = jax.jit(jax.jacobian(exact))(q.logits)
     np.testing.assert_allclose(np.einsum("p,pij->ij", gibbs(X), score), 0, atol=1e-6)
 
 
@@ -153,7 +159,13 @@ def test_bounds_hold_against_the_samples_entropy():
     np.testing.assert_allclose(attained, 0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("temperature", "prior"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.7)])
+@pytest.mark.parametrize(
+    ("temperature", "prior"),
+    [
+        (2.0, 0.7),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1.0, 1.0), (0.5, 1.0))),
+    ],
+)
 def test_gumbel_kl_against_quadrature(temperature, prior):
     y = np.linspace(-80, 160, 2_000_001)
     for x in (-1.0, 0.0, 2.5):
@@ -183,7 +195,7 @@ def test_gumbel_sinkhorn():
     def spread(x, temperature):
         return (GumbelSinkhorn(x, None, temperature).sample(jax.random.key(0), (64,)) ** 2).mean()
 
-    slopes = jax.grad(spread, (0, 1))(jnp.asarray(X), 0.5)
+    slopes = jax.jit(jax.grad(spread, (0, 1)))(jnp.asarray(X), 0.5)
     assert all(np.isfinite(s).all() for s in slopes)
     assert slopes[1] < 0  # hotter is flatter
 
@@ -208,7 +220,7 @@ def test_plackett_luce_frequencies_and_normalisation():
 MASK = np.array([[0, 1, 1, 1, 0, 0], [0, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]], bool)
 
 
-@pytest.mark.parametrize("family", ["matching", "relaxed", "plackett-luce"])
+@pytest.mark.parametrize("family", ["matching", *slow("relaxed"), "plackett-luce"])
 def test_masked_positions_stay_and_do_not_count(family):
     rng = np.random.default_rng(6)
     shape = (3, 6) if family == "plackett-luce" else (3, 6, 6)
@@ -216,33 +228,49 @@ def test_masked_positions_stay_and_do_not_count(family):
     make = PlackettLuce if family == "plackett-luce" else GumbelMatching
     options = {"sinkhorn_iters": 20} if family == "relaxed" else {}
     q = make(logits, jnp.asarray(MASK))
-    drawn = np.asarray(q.sample(jax.random.key(0), (400,), **options))
+    draws = jax.jit(lambda q, key: q.sample(key, (400,), **options))
+    drawn = np.asarray(draws(q, jax.random.key(0)))
     np.testing.assert_array_equal(np.sort(drawn, -1), np.broadcast_to(np.arange(6), drawn.shape))
     np.testing.assert_array_equal(
         np.where(MASK, 0, drawn), np.broadcast_to(np.where(MASK, 0, np.arange(6)), drawn.shape)
     )
     assert len(np.unique(drawn[:, 0], axis=0)) == 6
     inside = make(logits[0, 1:4] if family == "plackett-luce" else logits[0, 1:4, 1:4])
-    np.testing.assert_allclose(
-        q.log_prob(drawn)[:, 0], inside.log_prob(drawn[:, 0, 1:4] - 1), atol=1e-5
-    )
-    np.testing.assert_allclose(q.log_prob(drawn)[:, 1], 0, atol=1e-6)
-    np.testing.assert_allclose(q.kl_divergence()[0], inside.kl_divergence(), atol=1e-5)
-    np.testing.assert_array_equal(q.mode()[0, 1:4] - 1, inside.mode())
+    tell = jax.jit(lambda q, drawn: (q.log_prob(drawn), q.kl_divergence(), q.mode()))
+    log_prob, kl, mode = tell(q, drawn)
+    inner_log_prob, inner_kl, inner_mode = tell(inside, drawn[:, 0, 1:4] - 1)
+    np.testing.assert_allclose(log_prob[:, 0], inner_log_prob, atol=1e-5)
+    np.testing.assert_allclose(log_prob[:, 1], 0, atol=1e-6)
+    np.testing.assert_allclose(kl[0], inner_kl, atol=1e-5)
+    np.testing.assert_array_equal(mode[0, 1:4] - 1, inner_mode)
 
+    @jax.jit
+    @jax.grad
     def objective(logits):
         q = make(logits, jnp.asarray(MASK))
         return (q.log_prob(drawn).mean(0) + q.kl_divergence()).sum()
 
     # What lies under the mask may be anything, −inf included.
     hidden = MASK if family == "plackett-luce" else MASK[:, :, None] & MASK[:, None, :]
-    gradient = jax.grad(objective)(jnp.where(hidden, logits, -jnp.inf))
-    np.testing.assert_allclose(gradient, jax.grad(objective)(logits), atol=1e-5)
+    gradient = objective(jnp.where(hidden, logits, -jnp.inf))
+    np.testing.assert_allclose(gradient, objective(logits), atol=1e-5)
     np.testing.assert_array_equal(np.where(hidden, 0, gradient), 0)
 
 
-@pytest.mark.parametrize("make", [GumbelMatching, PlackettLuce])
-@pytest.mark.parametrize("n", [1, 2, 64])
+@pytest.mark.parametrize(
+    ("make", "n"),
+    [
+        (GumbelMatching, 64),
+        (PlackettLuce, 2),
+        *(
+            pytest.param(make, n, marks=pytest.mark.slow)
+            for make, n in (
+                *((GumbelMatching, n) for n in (1, 2)),
+                *((PlackettLuce, n) for n in (1, 64)),
+            )
+        ),
+    ],
+)
 def test_extreme_logits_and_half_precision(make, n):
     shape = (n,) if make is PlackettLuce else (n, n)
     for dtype in (jnp.float32, jnp.bfloat16):

@@ -1,5 +1,7 @@
-"""Runs of the train door in processes of their own, on a network that compiles in seconds."""
+"""Runs of the train door on a network that compiles in seconds: here, or in other processes."""
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -7,10 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from vljax import train
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
+    *("--config", str(ROOT / "configs/sdg_ffhq.py")),
     "--config.guided=False",
     "--config.data.image_size=16",
     "--config.model.diffusion.model_channels=16",
@@ -29,28 +36,32 @@ SMALL = (
 
 
 class Runs:
-    """Starts runs that share one compilation cache."""
+    """Starts runs that share one compilation cache; XLA optimises none of their programs."""
+
+    small = SMALL
 
     def __init__(self, cache):
-        self.cache = cache
+        self.cache = f"--config.compilation_cache={cache}"
 
-    def start(self, workdir, *flags, devices=1, processes=1, **options):
-        """Start the run's processes; returns them."""
+    @staticmethod
+    def environment(devices):
+        """Of a process with so many devices."""
+        return {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+
+    def start(self, workdir, *flags, devices=1, processes=1):
+        """Start the run in processes of its own; returns them."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        command = [
-            *(sys.executable, "-m", "vljax.train", "--config", "configs/sdg_ffhq.py"),
-            *("--workdir", str(workdir), *SMALL, *flags),
-            f"--config.compilation_cache={self.cache}",
-        ]
+        door = (sys.executable, "-m", "vljax.train", "--workdir", str(workdir))
         started = []
         for index in range(processes):
-            environment = {
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            }
+            environment = self.environment(devices)
             if processes > 1:
                 environment |= {
                     "VLJAX_COORDINATOR": f"127.0.0.1:{port}",
@@ -59,24 +70,42 @@ class Runs:
                 }
             started.append(
                 subprocess.Popen(
-                    command,
+                    [*door, *SMALL, *flags, self.cache],
                     cwd=ROOT,
                     env=environment,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
-                    **options,
                 )
             )
         return started
 
-    def __call__(self, workdir, *flags, expect=0, **options):
-        """Run to the end; returns what process 0 printed."""
+    def elsewhere(self, workdir, *flags, **options):
+        """Run to the end in processes of its own."""
         processes = self.start(workdir, *flags, **options)
         outputs = [process.communicate(timeout=600)[0] for process in processes]
-        codes = [process.returncode for process in processes]
-        assert set(codes) == {expect}, "\n".join(outputs)
-        return outputs[0]
+        assert {process.returncode for process in processes} == {0}, "\n".join(outputs)
+
+    def __call__(self, workdir, *flags, error=None):
+        """Run to the end in this process; returns what was printed, or the error that came."""
+        slow = "jax_disable_most_optimizations"
+        before = {slow: jax.config.read(slow)}
+        before["jax_compilation_cache_dir"] = jax.config.jax_compilation_cache_dir
+        jax.config.update(slow, True)
+        argv = [*SMALL, "--workdir", str(workdir), *flags, self.cache]
+        printed = io.StringIO()
+        try:
+            if error:
+                with pytest.raises(error) as caught:
+                    train.main(argv)
+                return str(caught.value)
+            with contextlib.redirect_stdout(printed):
+                assert train.main(argv) == 0
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+        return printed.getvalue()
 
     @staticmethod
     def losses(workdir):
@@ -87,26 +116,15 @@ class Runs:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("compiled"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # what one worker compiled serves the others
+        folder = folder.parent
+    return Runs(folder / "compiled")
 
 
-@pytest.fixture
-def run_python():
-    """Runs a script with several CPU devices; returns what it printed."""
-
-    def start(script, devices):
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        }
-        return subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=ROOT,
-            env=environment,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-
-    return start
+@pytest.fixture(scope="session")
+def undisturbed(run, tmp_path_factory):
+    """The workdir of a finished run; copy it to do anything to it."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    run(workdir)
+    return workdir

@@ -35,16 +35,14 @@ def test_lsun_at_published_size(lsun, capsys, monkeypatch):
     assert "256 channels" in text
 
 
-def test_the_small_recipe(capsys, monkeypatch):
+def test_a_small_recipe(run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    config = f"{ROOT}/configs/sdg_ffhq.py"
     flops = {}
     for batch in (16, 32):
         size = f"--config.stages.diffusion.batch_size={batch}"
         # Muon's matrix products do not grow with the batch, and are no small part here.
         adam = "--config.stages.diffusion.optimizer.name=adamw"
-        flags = [size, adam, "--config.guided=False", "--dry_run"]
-        assert train.main(["--config", config, *flags]) == 0
+        assert train.main([*run.small, size, adam, "--dry_run"]) == 0
         text = capsys.readouterr().out
         flops[batch] = float(re.search(r"FLOPs a step, all devices\D*([\d.e+]+)", text).group(1))
     assert flops[32] == pytest.approx(2 * flops[16], rel=0.1)  # the optimizer does not grow

@@ -1,5 +1,7 @@
 """The training step: what it trains, averages, accumulates and remembers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,17 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from vljax.errors import UserError
+from vljax.config import get_base_config
+from vljax.errors import RunError, UserError
 from vljax.models.parameters import named_parameters
-from vljax.training.loop import make_program
+from vljax.training.checkpoint import Checkpoints
+from vljax.training.loop import make_program, train
 from vljax.training.mesh import make_mesh
 from vljax.training.optimizer import get_optimizer_config
 from vljax.training.stage import Stage
+from vljax.training.workdir import Workdir
 
+MESH = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
 RUN = ConfigDict({"sharding": ((".*", "fsdp"),), "seed": 0, "data": {"on_corrupt": "stop"}})
 
 
@@ -44,20 +50,27 @@ def squared_error(model, batch, key):
     return (error**2).mean(), {"largest": jnp.abs(error).max()}
 
 
-def program(loss=squared_error, train=(("slope|offset", 1.0),), memory=None, **fields):
+def make_stage(
+    loss=squared_error, trained=(("slope|offset", 1.0),), memory=None, source=None, **fields
+):
+    """Gradient descent at a rate of 0.1, as which Adam with so large an ε acts."""
+    descent = {"b1": 0.0, "b2": 0.0, "eps": 1e7, "learning_rate": 1e6}
     config = ConfigDict(
         {
             "batch_size": 8,
             "num_steps": 10,
             "accumulate": 1,
             "ema_decay": 0.0,
-            "optimizer": get_optimizer_config(name="sgd", b1=0.0, learning_rate=0.1),
+            "optimizer": get_optimizer_config(name="adam", **descent),
             **fields,
         }
     )
-    stage = Stage("line", loss, train, Points(), lambda example, rng: example, config, memory)
-    mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
-    return make_program(stage, jax.eval_shape(Line), RUN, mesh)
+    source = source or Points()
+    return Stage("line", loss, trained, source, lambda example, rng: example, config, memory)
+
+
+def program(*arguments, **named):
+    return make_program(make_stage(*arguments, **named), jax.eval_shape(Line), RUN, MESH)
 
 
 def run(made, steps=1):
@@ -84,7 +97,7 @@ def test_one_step_of_gradient_descent():
 
 def test_only_what_the_stage_trains_changes_each_at_its_rate():
     whole, _, _ = run(program())
-    part, _, _ = run(program(train=(("offset", 0.25),)))
+    part, _, _ = run(program(trained=(("offset", 0.25),)))
     assert set(part.parameters) == {"offset"}
     moved = whole.parameters["offset"] + 1.0
     np.testing.assert_allclose(part.parameters["offset"], -1.0 + 0.25 * moved, rtol=1e-5)
@@ -142,6 +155,33 @@ def test_the_step_is_traced_once():
     run(made, steps=4)
     run(made, steps=2)
     assert len(traces) == 1
+
+
+class Broken(Points):
+    """One of them is not a number."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "y": np.float32("nan" if index == 40 else 1)}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
+    stage, config = make_stage(source=Broken()), get_base_config("none")
+    config.checkpoint.every = 1
+    workdir = Workdir(tmp_path, config)
+    skeleton = jax.eval_shape(Line)
+    made = make_program(stage, skeleton, config, MESH)
+    start = named_parameters(Line())
+    with pytest.raises(RunError, match="nothing was saved after the last checkpoint") as caught:
+        train(stage, made, skeleton, start, mesh=MESH, config=config, workdir=workdir)
+    words = r"loss is nan at step (\d+) of stage line, on the examples ([\d, ]*);"
+    step, examples = re.match(words, str(caught.value)).groups()
+    assert "40" in examples.split(", ")
+    assert int(step) > 1
+    checkpoints = Checkpoints(tmp_path / "checkpoints" / "line", keep=2)
+    assert checkpoints.latest() == int(step) - 1
+    checkpoints.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert "NaN" not in "".join(lines)
 
 
 def test_a_batch_that_the_parts_cannot_share():

@@ -1,5 +1,8 @@
 """Sharding by rule, and runs that do not depend on how many devices and processes share them."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -50,9 +53,7 @@ def test_mesh_must_fit_the_devices():
 def test_batch_must_divide():
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
     check_batch_size(6, 3, mesh, "stages.a.batch_size")
-    with pytest.raises(
-        UserError, match=r"stages\.a\.batch_size=8 must be a positive multiple of 3"
-    ):
+    with pytest.raises(UserError, match=r"stages\.a\.batch_size=8: give a positive multiple of 3"):
         check_batch_size(8, 3, mesh, "stages.a.batch_size")
 
 
@@ -61,14 +62,6 @@ LAYOUTS = {
     "fsdp": ("--config.mesh.data=1", "--config.mesh.fsdp=4"),
     "fsdp and tensor": ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
 }
-
-
-@pytest.fixture(scope="module")
-def alone(run, tmp_path_factory):
-    """The loss curve of one process with one device."""
-    workdir = tmp_path_factory.mktemp("alone")
-    run(workdir)
-    return run.losses(workdir)
 
 
 def assert_same_curve(curve, expected):
@@ -91,20 +84,20 @@ def assert_same_curve(curve, expected):
         ("fsdp and tensor", 2),
     ],
 )
-def test_every_layout_follows_the_same_curve(run, alone, tmp_path, layout, processes):
-    run(tmp_path, *LAYOUTS[layout], devices=4 // processes, processes=processes)
-    assert_same_curve(run.losses(tmp_path), alone)
+def test_every_layout_follows_the_same_curve(run, undisturbed, tmp_path, layout, processes):
+    run.elsewhere(tmp_path, *LAYOUTS[layout], devices=4 // processes, processes=processes)
+    assert_same_curve(run.losses(tmp_path), run.losses(undisturbed))
 
 
 MEMORY = """
+import sys
 import jax
 from vljax.doors import parse_config
 from vljax.systems import sdg
 from vljax.training import loop, weights
 from vljax.training.mesh import make_mesh
 
-config, _ = parse_config(["--config", "configs/sdg_ffhq.py", "--config.mesh.data=1",
-                          "--config.mesh.fsdp=4", "--config.guided=False"])
+config, _ = parse_config([*sys.argv[1:], "--config.mesh.data=1", "--config.mesh.fsdp=4"])
 mesh = make_mesh(config.mesh)
 skeleton = jax.eval_shape(lambda: sdg.make_model(config))
 program = loop.make_program(sdg.stages(config)[0], skeleton, config, mesh)
@@ -117,7 +110,11 @@ for device in jax.devices():
 """
 
 
-def test_fsdp_over_four_devices_holds_a_quarter_each(run_python):
-    shares = [float(line) for line in run_python(MEMORY, devices=4).split()]
+def test_fsdp_over_four_devices_holds_a_quarter_each(run):
+    command = [sys.executable, "-c", MEMORY, *run.small]
+    printed = subprocess.run(
+        command, env=run.environment(4), check=True, capture_output=True, text=True
+    ).stdout
+    shares = [float(line) for line in printed.split()]
     assert len(shares) == 4
     assert max(shares) <= 0.30

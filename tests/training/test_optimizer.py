@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from vljax.errors import UserError
 from vljax.training.optimizer import (
@@ -54,11 +53,15 @@ def test_wrong_fields_are_named(fields, words):
 
 
 def run(optimizer, gradients, start, values=None):
+    @jax.jit
+    def step(parameters, state, gradient, value):
+        updates, state = optimizer.update(gradient, state, parameters, value=value)
+        return {n: p + updates[n] for n, p in parameters.items()}, state
+
     parameters, state = start, optimizer.init(start)
     for i, gradient in enumerate(gradients):
         value = values[i] if values else jnp.float32(0.0)
-        updates, state = optimizer.update(gradient, state, parameters, value=value)
-        parameters = {n: p + updates[n] for n, p in parameters.items()}
+        parameters, state = step(parameters, state, gradient, value)
     return parameters
 
 
@@ -88,13 +91,13 @@ def test_adamw_with_clipping_and_factors_matches_torch():
 
 def test_plateau_lowers_the_rate_when_the_loss_stalls():
     config = get_optimizer_config(
-        name="sgd", b1=0.0, learning_rate=1.0, schedule="plateau", patience=5, decay_factor=0.5
-    )
+        name="adam", learning_rate=1.0, schedule="plateau", patience=5, decay_factor=0.5
+    )  # with a gradient of one, Adam's steps are as long as the rate
     optimizer = make_optimizer(config, 100, {"w": 1.0})
     ones = [{"w": jnp.ones(())}] * 40
     falling = run(optimizer, ones, {"w": jnp.zeros(())}, [jnp.float32(100 - i) for i in range(40)])
     stalled = run(optimizer, ones, {"w": jnp.zeros(())}, [jnp.float32(1.0)] * 40)
-    assert falling["w"] == -40.0
+    np.testing.assert_allclose(falling["w"], -40.0, rtol=1e-5)
     assert -35.0 < stalled["w"] < -1.0
 
 
@@ -142,12 +145,13 @@ def test_muon_takes_the_steps_of_optax_with_kernels_of_one_shape_together():
     config = get_optimizer_config(name="muon", learning_rate=0.1, weight_decay=0.1)
     optimizer = make_optimizer(config, 10, dict.fromkeys(shapes, 1.0))
     parameters = draw()
+    step, peers_step = jax.jit(optimizer.update), jax.jit(peer.update)
     state, peers_state = optimizer.init(parameters), (peer.init(parameters),)
     assert jax.tree.structure(state) == jax.tree.structure(peers_state)
     for _ in range(2):
         gradients = draw()
-        updates, state = optimizer.update(gradients, state, parameters)
-        expected, inner = peer.update(gradients, peers_state[0], parameters)
+        updates, state = step(gradients, state, parameters)
+        expected, inner = peers_step(gradients, peers_state[0], parameters)
         peers_state = (inner,)
         for name, value in expected.items():
             np.testing.assert_allclose(updates[name], value, atol=1e-5 * np.abs(value).max())
@@ -161,6 +165,7 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     PyTorch's own Muon is the peer: its five iterations from the Frobenius norm come no nearer to
     the orthogonal factor than our three from the Schatten norm.
     """
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     shapes = {
         "conv.weight": (3, 3, 32, 48),
@@ -173,7 +178,7 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adam():
     gradients = {n: jnp.asarray(rng.standard_normal(s), jnp.float32) for n, s in shapes.items()}
     config = get_optimizer_config(name="muon", learning_rate=0.1)
     optimizer = make_optimizer(config, 10, dict.fromkeys(shapes, 1.0))
-    updates, _ = optimizer.update(gradients, optimizer.init(parameters), parameters)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(parameters), parameters)
     for name in ("conv.weight", "linear.weight"):
         matrix = np.asarray(updates[name]).reshape(-1, shapes[name][-1])
         singular = np.linalg.svd(matrix, compute_uv=False) / (0.02 * np.sqrt(max(matrix.shape)))

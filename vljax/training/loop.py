@@ -375,20 +375,20 @@ class Meter:
         status = f"loss {values['loss']:.4f}"
         if step == 1 or step % self.every == 0 or step == self.stage.config.num_steps:
             seconds = time.perf_counter() - self.since
-            values["images_per_second"] = self.steps * self.stage.config.batch_size / seconds
+            values["examples_per_second"] = self.steps * self.stage.config.batch_size / seconds
             values["waiting_for_data"] = self.waited / seconds
             if self.skipped:
                 values["unreadable_examples"] = self.skipped
             self.workdir.log(self.stage.name, step, values)
             self.since, self.steps, self.waited = time.perf_counter(), 0, 0.0
-            self.speed = values["images_per_second"]
+            self.speed = values["examples_per_second"]
             if not self.workdir.console.is_terminal:  # a log file: lines instead of the bar
                 total = self.stage.config.num_steps
                 self.workdir.say(
-                    f"{self.stage.name} {step}/{total} {status} {self.speed:.1f} images/s"
+                    f"{self.stage.name} {step}/{total} {status} {self.speed:.1f} examples/s"
                 )
         self.bar.update(
-            self.bar.task_ids[0], completed=step, status=f"{status}  {self.speed:.1f} images/s"
+            self.bar.task_ids[0], completed=step, status=f"{status}  {self.speed:.1f} examples/s"
         )
 
 

@@ -47,8 +47,8 @@ def make_mesh(config: ConfigDict) -> Mesh:
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or known < 1 or count % known or (not free and known != count):
         raise UserError(
-            f"mesh={sizes} does not fit {count} devices: the sizes must multiply to {count}; "
-            "one of them may be -1"
+            f"mesh={sizes}: does not fit {count} devices; give sizes that multiply to {count}, one "
+            "of them may be -1"
         )
     if free:
         sizes[free[0]] = count // known
@@ -67,7 +67,7 @@ def partition(name: str, shape: Sequence[int], rules: Rules, mesh: Mesh) -> Part
         return PartitionSpec()
     if strategy not in ("fsdp", "column", "row"):
         raise UserError(
-            f"sharding gives {strategy!r} for {name}: choose 'replicate', 'fsdp', 'column' or 'row'"
+            f"sharding={strategy!r} (for {name}): choose 'replicate', 'fsdp', 'column' or 'row'"
         )
     if strategy in ("column", "row") and mesh.shape["tensor"] > 1:
         # Output features are the last axis of every layout here, input features the one before;
@@ -129,7 +129,7 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh, field: str) -
     shares = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch_size < 1 or batch_size % shares:
         raise UserError(
-            f"{field}={batch_size} must be a positive multiple of {shares} (data "
+            f"{field}={batch_size}: give a positive multiple of {shares} (data "
             f"{mesh.shape['data']} × fsdp {mesh.shape['fsdp']} × accumulate {accumulate})"
         )
 

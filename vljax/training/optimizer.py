@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules, from a config.
 
 ```
-optimizer.name           'adamw' | 'adam' | 'muon' | 'sgd'
+optimizer.name           'adamw' | 'adam' | 'muon'
 optimizer.learning_rate  peak
 optimizer.b1, b2, eps, weight_decay
 optimizer.clip_norm      global gradient norm to clip at, 0 for off
@@ -11,6 +11,8 @@ optimizer.decay_every    'step': multiply by decay_factor after every so many st
 optimizer.decay_factor   'step', 'plateau'
 optimizer.patience       'plateau': steps without a better loss (averaged over 100 steps)
 ```
+
+'plateau' is for SeMani-Trans, whose published training halves the rate when the loss stalls.
 """
 
 import math
@@ -58,7 +60,7 @@ def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
     peak, warmup = config.learning_rate, config.warmup_steps
     if warmup > num_steps:
         raise UserError(
-            f"optimizer.warmup_steps={warmup} is more than num_steps={num_steps}: lower it"
+            f"optimizer.warmup_steps={warmup}: num_steps={num_steps} are fewer; lower it"
         )
     rest = max(num_steps - warmup, 1)
     match config.schedule:
@@ -112,10 +114,8 @@ def make_optimizer(
             update = optax.adam(rate, **adam)
         case "muon":
             update = _muon(rate, config.weight_decay, config.b1, config.b2)
-        case "sgd":
-            update = optax.sgd(rate, momentum=config.b1)
         case unknown:
-            raise UserError(f"optimizer.name={unknown!r}: choose 'adamw', 'adam', 'muon' or 'sgd'")
+            raise UserError(f"optimizer.name={unknown!r}: choose 'adamw', 'adam' or 'muon'")
     chain = [update]
     if config.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(config.clip_norm))

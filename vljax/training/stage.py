@@ -1,6 +1,6 @@
 """A stage: one training phase of a system."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,6 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from vljax.data.source import Source, Transform
-
-Batch = Mapping[str, Array]
-Metrics = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,8 @@ class Stage:
             and `optimizer` (see `vljax.training.optimizer`).
         memory: Makes what the loss remembers from step to step (a timestep sampler's history),
             or None.
-        pictures: `pictures(model) -> {name: uint8 [h w 3]}`, drawn during training from the
-            averaged weights.
+        pictures: `pictures(model) -> {name: uint8 [h w 3]}`, made during training with the
+            averaged weights: what the model draws, or writes, as a picture of the text.
         start: `start(model) -> model`, pure: the model that the stage begins with, made from the
             one that earlier stages left; None where it is that one. Only the parts of it that the
             stage trains are taken.

@@ -67,7 +67,7 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--workdir={path} cannot be made ({error}): give another") from error
+            raise UserError(f"--workdir={path}: cannot be made ({error}); give another") from error
         files.write(self.path / "config.json", to_json(config))
         self._metrics = (self.path / "metrics.jsonl").open("a")
 
@@ -83,7 +83,7 @@ class Workdir:
         ]
         if different:
             raise UserError(
-                f"--workdir={self.path} holds a run with another config: {', '.join(different)}; "
+                f"--workdir={self.path}: holds a run with another config ({', '.join(different)}); "
                 "give another --workdir, or the same config to resume it"
             )
 

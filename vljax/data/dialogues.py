@@ -118,14 +118,10 @@ class SceneDialogues:
             labels = [thing.label for thing in things]
             vectors.append(class_vector(labels))
             places.append(class_coordinates(labels, [(t.x * size, t.y * size) for t in things]))
-            beside = None if turn.relation is None else turn.anchor
-            said.append(
-                (
-                    labels[turn.added],
-                    -1 if beside is None else RELATIONS.index(turn.relation),
-                    -1 if beside is None else labels[beside],
-                )
-            )
+            relation, anchor = -1, -1
+            if turn.relation is not None and turn.anchor is not None:
+                relation, anchor = RELATIONS.index(turn.relation), labels[turn.anchor]
+            said.append((labels[turn.added], relation, anchor))
         added, relation, anchor = np.array(said, np.int32).T
         return told | {
             "turn_class_vectors": np.stack(vectors),

@@ -1,0 +1,25 @@
+"""CDD-ICM on CoDraw (8,000 dialogues of 1 to 14 turns, 128 px): tables 1 and 2, left-hand columns.
+
+    python -m vljax.train --config configs/cdd_icm_codraw.py --workdir runs/dialogue
+    python -m vljax.train --config configs/cdd_icm_codraw.py:/data/CoDraw --workdir runs/codraw \
+        --config.pretrained.clip=clip-vit-base-patch32
+
+The first trains a small model on the embedded scenes; not yet trained to numbers. The second runs
+the published setting on a folder with `codraw_{train,val,test}.h5` (GeNeVA_datasets). Expected by
+the paper: F1 89.05, RSIM 57.39; it has not been run here. Rows of table 2 are flags:
+`--config.with_icm=False`, `--config.with_icm_guidance=False`, `--config.dropped.share=0` with
+`--config.guidance.classifier_free=1`, `--config.backbone_rate=0` or `=1`.
+"""
+
+from ml_collections import ConfigDict
+
+from vljax.config import on_scenes_without_data
+from vljax.systems import cdd_icm
+
+
+@on_scenes_without_data(cdd_icm.get_config)
+def get_config(data_dir: str) -> ConfigDict:
+    """The recipe; `data_dir` holds the HDF5 files."""
+    config = cdd_icm.get_published_config("codraw", data_dir)
+    config.about = "CDD-ICM on CoDraw, as published: CLIP ViT-B/32, 128 px."
+    return config

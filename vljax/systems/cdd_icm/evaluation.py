@@ -1,0 +1,419 @@
+"""CDD-ICM judged: tables 1 and 2, curves over turns, stated relations, drift, retrieval.
+
+Pictures are judged by what a detector sees in them against what it sees in the true ones, never
+against labels: on scenes by the oracle. All turns count for precision, recall and F1, the last
+ones for RSIM, as in CDD-ICM and LatteGAN; a table of last turns alone is GeNeVA's protocol.
+Dialogues are drawn on the model's own pictures unless a row says "true references".
+
+Beside the model stand who copies the reference, and on scenes who draws the scene anew from the
+instructions alone (the ceiling, for a text does not fix a place), heeding them or not (chance).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+from scipy import ndimage
+
+from vljax.data.benchmarks import Benchmark, open_benchmark
+from vljax.data.dialogues import SceneDialogues
+from vljax.data.pictures.images import contact_sheet
+from vljax.data.scenes import RELATIONS, Scene, SceneObject, follow, relations, render
+from vljax.metrics.layout import GenevaScore, Layout, geneva_score, layout_of, mean_geneva_score
+from vljax.metrics.psnr import psnr
+from vljax.metrics.report import Report, Row
+from vljax.metrics.retrieval import draw_distractors, retrieval_accuracy
+from vljax.ops.pixels import to_unit
+from vljax.request import option
+from vljax.systems.cdd_icm.method import SAMPLERS, Dialogues, Drawing, read_dialogues
+from vljax.systems.cdd_icm.model import CDDICM, encode_image, read
+from vljax.systems.cdd_icm.paper import PAPER, TABLE_1, TABLE_2
+
+Pictures = UInt8[np.ndarray, "m n h w 3"]
+
+LAST = "last turns alone (GeNeVA)"
+BY_TURN = "by turn"
+SAID = "stated relations"
+RETRIEVAL = "composed retrieval"
+STEPS = "steps"
+
+# Decibels at which a region that stayed the same is counted: equal pixels have infinitely many.
+_MOST_DB = 60.0
+# Levels of 255 by which two true pictures differ where a turn changed something.
+_CHANGED = 8
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How CDD-ICM is judged."""
+
+    num_dialogues: int = option(48, low=2, help="held-out dialogues to draw")
+    batch_size: int = option(24, low=1, help="how many at a time")
+    candidates: int = option(
+        1, low=1, high=64, help="pictures drawn a turn, of which the best by ICM stays"
+    )
+    text_scale: float | None = option(
+        None, help="classifier-free guidance, 1 for none (config.guidance)"
+    )
+    icm_scale: float | None = option(
+        None, low=0.0, help="ICM guidance, 0 for none (config.guidance)"
+    )
+    keep: float = option(
+        0.0, low=0.0, high=255.0, help="copy from the reference what moved by at most so much"
+    )
+    seed: int = option(1, help="of the noise")
+    sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples.sampler")
+    steps: str | None = option(
+        None, help="denoising steps: 250, ddim50, trailing25 … (default: config.samples.steps)"
+    )
+    compared_steps: tuple[str, ...] = option(
+        (), help="further numbers of steps to draw the same dialogues with: 250 trailing10 …"
+    )
+    without_guidance: bool = option(
+        False, help="draw also without ICM guidance, and without classifier-free guidance"
+    )
+
+
+def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
+    """The paper's tables beside ours.
+
+    Raises:
+        UserError: a flag cannot be, or the data is not there.
+    """
+    given = read_dialogues(config, judging.num_dialogues)
+    benchmark = open_benchmark(config.data)
+    study = Study(model, config, judging, given)
+    drawn = study.draw("free-running")
+    supplied = study.draw("true references", true_references=True)
+    made = {_name(config): drawn, "w/o iterative setting": supplied}
+    if judging.without_guidance:
+        if study.drawing().psi:
+            made["w/o ICM guidance"] = study.draw("w/o ICM guidance", icm=0.0)
+        if study.drawing().phi != 1:
+            made["w/o classifier-free guidance"] = study.draw("w/o φ", phi=1.0)
+    floors = {
+        "copies the reference": np.broadcast_to(given.canvas[:, None], drawn.shape),
+        "copies the reference, true references": np.concatenate(
+            [given.canvas[:, None], given.pictures[:, :-1]], axis=1
+        ),
+        **_anew(benchmark, given, judging.seed),
+    }
+    notes = {
+        "dialogues": len(given.lengths),
+        "turns": int(given.lengths.sum()),
+        "data": benchmark.label,
+        "sampler": study.drawing().sampler,
+        "steps": study.drawing().steps,
+    }
+    rows: list[Row] = []
+    detector = Detector.of(benchmark)
+    if detector is None:
+        notes["objects"] = f"not judged: no detector knows the objects of {benchmark.label}"
+    else:
+        meant = detector.layouts(given.pictures, given.lengths)
+        judged = {
+            name: detector.score(pictures, meant, given) for name, pictures in made.items()
+        } | {name: detector.score(pictures, meant, given) for name, pictures in floors.items()}
+        rows += _tables(benchmark.label, judged, list(made), given)
+        if "turn_relation" in given.examples[0]:
+            rows += _said(detector, made | floors, given)
+    for name, pictures in made.items():
+        supplied_references = name == "w/o iterative setting"
+        rows += _drift(detector, name, pictures, given, supplied_references)
+    rows.append(_retrieval(model, given, judging.batch_size))
+    rows += _steps(study, detector, judging)
+    return Report((*PAPER, *rows), notes, {"dialogues": _figure(given, drawn)})
+
+
+def _name(config: ConfigDict) -> str:
+    """What table 2 calls a model trained so."""
+    if not config.with_icm:
+        return "w/o ICM"
+    names = {0.0: "CLIP frozen", 1.0: "CLIP fully trained"}
+    other = [
+        f"{field} {config.model[field]}"
+        for field, usual in (("composition", "gated"), ("condition", "linear"))
+        if config.model[field] != usual
+    ]
+    if tuple(config.model.context) != ("patches", "tokens"):
+        other.append(f"context {'+'.join(config.model.context) or 'off'}")
+    if not config.model.reference_channels:
+        other.append("reference channels off")
+    named = names.get(float(config.backbone_rate), "CDD-ICM")
+    if not config.with_icm_guidance:
+        named = "w/o ICM guidance"
+    return ", ".join([named, *other])
+
+
+@dataclass(frozen=True)
+class Study:
+    """Draws the held-out dialogues, always from the same noise."""
+
+    model: CDDICM
+    config: ConfigDict
+    judging: Judging
+    given: Dialogues
+
+    def drawing(self, steps: str | None = None, **changed: Any) -> Drawing:
+        """How they are drawn."""
+        asked = self.judging
+        usual = {"phi": asked.text_scale, "icm": asked.icm_scale, "keep": asked.keep}
+        return Drawing(
+            self.config,
+            asked.sampler,
+            steps or asked.steps,
+            candidates=asked.candidates,
+            **{**usual, **changed},
+        )
+
+    def draw(
+        self,
+        label: str,
+        steps: str | None = None,
+        *,
+        true_references: bool = False,
+        **changed: float,
+    ) -> Pictures:
+        """All turns of all dialogues."""
+        return self.drawing(steps, **changed).dialogues(
+            self.model,
+            self.judging.seed,
+            self.given,
+            min(self.judging.batch_size, len(self.given.lengths)),
+            true_references=true_references,
+            label=label,
+        )
+
+
+def _anew(benchmark: Benchmark, given: Dialogues, seed: int) -> dict[str, Pictures]:
+    """On scenes: who draws by the instructions alone, and who heeds no place."""
+    source = benchmark.dialogues("test")
+    if not isinstance(source, SceneDialogues):
+        return {}
+    made = {}
+    for name, heed in (("draws anew by the texts", True), ("draws at chance places", False)):
+        pictures = np.empty_like(given.pictures)
+        for i in range(len(pictures)):
+            scenes = follow(source.turns(i), seed + i, heed=heed)
+            for j in range(pictures.shape[1]):
+                pictures[i, j] = render(scenes[min(j, len(scenes) - 1)], pictures.shape[2])
+        made[name] = pictures
+    return made
+
+
+# Objects (tables 1 and 2) ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What finds objects in pictures.
+
+    Attributes:
+        detect: A picture's objects.
+        classes: How many kinds there are.
+    """
+
+    detect: Callable[[np.ndarray], Sequence[Any]]
+    classes: int
+
+    @staticmethod
+    def of(benchmark: Benchmark) -> "Detector | None":
+        """The oracle, where the data have one."""
+        oracle = benchmark.oracle
+        return None if oracle is None else Detector(oracle.detect, len(benchmark.classes))
+
+    def layout(self, picture: UInt8[np.ndarray, "h w 3"]) -> Layout:
+        """The classes of a picture and their places."""
+        return layout_of(self.detect(picture), self.classes, picture.shape[:2])
+
+    def layouts(self, pictures: Pictures, lengths: np.ndarray) -> list[list[Layout]]:
+        """Of every turn of every dialogue."""
+        return [
+            [self.layout(pictures[i, j]) for j in range(length)] for i, length in enumerate(lengths)
+        ]
+
+    def score(
+        self, pictures: Pictures, meant: list[list[Layout]], given: Dialogues
+    ) -> list[list[GenevaScore]]:
+        """Every turn's agreement with the true picture."""
+        found = self.layouts(pictures, given.lengths)
+        return [
+            [geneva_score(one, other) for one, other in zip(f, m, strict=True)]
+            for f, m in zip(found, meant, strict=True)
+        ]
+
+
+def _means(scores: list[list[GenevaScore]]) -> dict[str, float]:
+    """The columns of table 1 in percent, and how sure two of them are."""
+    flat = [one for dialogue in scores for one in dialogue]
+    last = [j == len(dialogue) - 1 for dialogue in scores for j in range(len(dialogue))]
+    values = {name: 100 * value for name, value in mean_geneva_score(flat, last).items()}
+    # Turns of a dialogue are alike: errors are over dialogues.
+    f1 = [np.mean([one.f1 for one in dialogue]) for dialogue in scores]
+    rsim = [dialogue[-1].rsim for dialogue in scores]
+    for name, of_dialogues in (("F1 (mean)", f1), ("RSIM", rsim)):
+        values[f"± of {name}"] = 100 * float(np.std(of_dialogues) / len(scores) ** 0.5)
+    return values
+
+
+def _tables(
+    data: str,
+    judged: dict[str, list[list[GenevaScore]]],
+    ours: Sequence[str],
+    given: Dialogues,
+) -> Iterator[Row]:
+    for name, scores in judged.items():
+        values = _means(scores)
+        yield Row(TABLE_1, name, {"data": data, **values})
+        if name in ours:
+            two = {"F1 (of means)": values["F1 (of means)"], "RSIM": values["RSIM"]}
+            yield Row(TABLE_2, name, {"data": data, **two})
+    for name, scores in judged.items():
+        yield Row(LAST, name, {"data": data, **_means([dialogue[-1:] for dialogue in scores])})
+    for name, scores in judged.items():
+        for turn in range(int(given.lengths.max())):
+            those = [dialogue[turn : turn + 1] for dialogue in scores if len(dialogue) > turn]
+            values = {"turn": turn + 1, **_means(those), "n": len(those)}
+            yield Row(BY_TURN, name, values)
+
+
+# What an instruction says ------------------------------------------------------------------------
+
+
+def seen_scene(detections: Sequence[Any], side: int, ground: Any) -> Scene:
+    """Detections as a scene, back to front: of several of a class the surest."""
+    best = {one.label: one for one in sorted(detections, key=lambda one: one.score)}
+    kept = [one for one in detections if best[one.label] is one]
+    return Scene(
+        ground,
+        tuple(
+            SceneObject(
+                one.shape,
+                one.colour,
+                "large",
+                one.centre[0] / side,
+                one.centre[1] / side,
+                one.radius / side,
+            )
+            for one in kept
+        ),
+    )
+
+
+def _said(detector: Detector, made: dict[str, Pictures], given: Dialogues) -> Iterator[Row]:
+    """How often an object stands to another as its turn says, of all that were to be added."""
+    for name, pictures in made.items():
+        holds, shown = [], []
+        for i, example in enumerate(given.examples):
+            for j in range(1, int(given.lengths[i])):
+                picture = pictures[i, j]
+                scene = seen_scene(detector.detect(picture), picture.shape[0], None)
+                labels = [thing.label for thing in scene.objects]
+                pair = (int(example["turn_added"][j]), int(example["turn_anchor"][j]))
+                shown.append(all(label in labels for label in pair))
+                relation = RELATIONS[example["turn_relation"][j]]
+                holds.append(
+                    shown[-1]
+                    and relation in relations(scene)[labels.index(pair[0]), labels.index(pair[1])]
+                )
+        right, both = 100 * float(np.mean(holds)), float(np.mean(shown))
+        values = {
+            "holds": right,
+            "±": float(100 * np.std(holds) / len(holds) ** 0.5),
+            "both shown": 100 * both,
+            "holds where both are shown": right / both if both else float("nan"),
+            "n": len(holds),
+        }
+        yield Row(SAID, name, values)
+
+
+# Drift -------------------------------------------------------------------------------------------
+
+
+def _drift(
+    detector: Detector | None,
+    name: str,
+    pictures: Pictures,
+    given: Dialogues,
+    true_references: bool,
+) -> Iterator[Row]:
+    """How much of what a turn did not ask for stays: against its reference, outside of the change.
+
+    Left out is what the true turn changed and, on scenes, what the picture shows of the new object.
+    """
+    for turn in range(pictures.shape[1]):
+        found = []
+        for i in np.flatnonzero(given.lengths > turn):
+            truth = given.pictures[i]
+            true_before = truth[turn - 1] if turn else given.canvas[i]
+            drawn_before = pictures[i, turn - 1] if turn else given.canvas[i]
+            before = true_before if true_references else drawn_before
+            difference = np.abs(truth[turn].astype(int) - true_before).max(-1)
+            changed = difference > _CHANGED
+            if detector is not None and "turn_added" in given.examples[i]:
+                added = int(given.examples[i]["turn_added"][turn])
+                for one in detector.detect(pictures[i, turn]):
+                    changed |= one.mask & (one.label == added)
+            where = ~ndimage.binary_dilation(changed, iterations=2)
+            found.append(psnr(pictures[i, turn][None], before[None], where[None])[0])
+        kept = np.minimum(found, _MOST_DB)
+        told = f"PSNR outside (at most {_MOST_DB:g} dB)"
+        values = {"turn": turn + 1, told: float(np.nanmean(kept)), "n": len(kept)}
+        yield Row("drift", name, values)
+
+
+# Retrieval and steps -----------------------------------------------------------------------------
+
+
+@jax.jit
+def _embedded(
+    model: CDDICM, reference: Array, tokens: Array, target: Array
+) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+    composed = read(model, to_unit(reference), tokens).vector
+    return composed, encode_image(model, to_unit(target)).summary
+
+
+def _retrieval(model: CDDICM, given: Dialogues, batch_size: int) -> Row:
+    """Whether what is composed finds its target among those of all turns: the health of ICM."""
+    before = np.concatenate([given.canvas[:, None], given.pictures[:, :-1]], axis=1)
+    valid = np.arange(before.shape[1]) < given.lengths[:, None]
+    arrays = (before[valid], given.tokens[valid], given.pictures[valid])
+    count, parts = len(arrays[0]), []
+    for first in range(0, count, batch_size):
+        places = np.minimum(np.arange(first, first + batch_size), count - 1)
+        found = _embedded(model, *(array[places] for array in arrays))
+        parts.append([one[: count - first] for one in found])
+    queries, targets = (jnp.concatenate(some) for some in zip(*parts, strict=True))
+    own = np.arange(count)
+    others = draw_distractors(np.random.default_rng(0), count, count, count - 1, own)
+    shares = retrieval_accuracy(queries, targets, targets, others, ks=(1, 5, 10))
+    values = {name.replace("top", "recall@"): 100 * share for name, share in shares.items()}
+    return Row(RETRIEVAL, "c finds the target", {**values, "n": count})
+
+
+def _steps(study: Study, detector: Detector | None, judging: Judging) -> Iterator[Row]:
+    """The same dialogues in other numbers of steps, and how long a turn of a picture takes."""
+    if detector is None:
+        return
+    meant = detector.layouts(study.given.pictures, study.given.lengths)
+    turns = len(study.given.lengths) * study.given.tokens.shape[1]
+    for steps in judging.compared_steps:
+        began = time.perf_counter()
+        pictures = study.draw(f"{steps} steps", steps)
+        seconds = (time.perf_counter() - began) / turns
+        values = _means(detector.score(pictures, meant, study.given))
+        yield Row(STEPS, steps, {**values, "seconds a picture, with compiling": seconds})
+
+
+def _figure(given: Dialogues, drawn: Pictures) -> UInt8[np.ndarray, "H W 3"]:
+    rows = []
+    for i in range(min(4, len(drawn))):
+        rows.append(("; ".join(given.instructions[i]), given.pictures[i]))
+        rows.append(("drawn", drawn[i]))
+    return contact_sheet(rows)

@@ -1,0 +1,322 @@
+"""CDD-ICM's training stages and their losses (sections 2.4 to 2.6)."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from vljax.data.benchmarks import open_benchmark
+from vljax.data.dialogues import Turns
+from vljax.data.pictures.images import contact_sheet, resize_and_crop
+from vljax.data.source import Transform
+from vljax.data.text.tokenizers import Tokenizer
+from vljax.diffusion.losses import Loss, denoising_loss, hybrid_loss, simple_loss
+from vljax.diffusion.process import q_sample
+from vljax.diffusion.timesteps import UniformTimesteps
+from vljax.errors import UserError
+from vljax.models.layers import Linear
+from vljax.ops.pixels import to_unit
+from vljax.ops.similarity import clip_scale, contrastive_loss, normalise
+from vljax.systems.cdd_icm.method import Drawing, read_dialogues
+from vljax.systems.cdd_icm.model import (
+    CDDICM,
+    Condition,
+    Encoded,
+    NoisyEncoder,
+    compose,
+    encode_image,
+    encode_text,
+    has_noisy,
+    icm_scale,
+    make_process,
+    make_tokenizer,
+    read,
+    without,
+)
+from vljax.training.mesh import gather
+from vljax.training.stage import Stage
+
+PROJECTIONS = ("clip", "random")
+
+
+def stages(config: ConfigDict) -> list[Stage]:
+    """`clip` where it is trained here; `icm`, `cdd` and `noisy_icm` (section 2.6).
+
+    Raises:
+        UserError: the data is not there, or a field cannot be.
+    """
+    if config.model.projections not in PROJECTIONS:
+        raise UserError(
+            f"model.projections={config.model.projections!r}: choose one of "
+            f"{', '.join(PROJECTIONS)}"
+        )
+    if not 0 <= config.dropped.share <= 1:
+        raise UserError(f"dropped.share={config.dropped.share}: give a share from 0 to 1")
+    rate, benchmark = config.backbone_rate, open_benchmark(config.data)
+    tokenizer, length = make_tokenizer(config), config.model.clip.context_length
+    turn = functools.partial(
+        Stage,
+        source=Turns(benchmark.dialogues()),
+        transform=turn_transform(tokenizer, length, config.data.image_size),
+    )
+    # Of the backbone both encoders use all but CLIP's own projections; batch norms keep their
+    # running statistics. The factor η is on the update: Adam would undo one on the gradient.
+    backbone = [
+        (r"clip\.(?!visual\.proj$|visual\.attnpool|text_projection|logit_scale|.*running_)", rate)
+    ]
+    encoders = [*(backbone if rate else ()), (r"composer\.", 1.0)]
+    found = []
+    if "clip" in config.stages:
+        found.append(
+            Stage(
+                name="clip",
+                loss=clip_loss,
+                train=[(r"clip\.(?!.*running_)", 1.0)],
+                source=benchmark.pictures(("image", "captions", "instructions", "turn_images")),
+                transform=told_transform(tokenizer, length),
+                config=config.stages.clip,
+            )
+        )
+    begin = functools.partial(start_projections, config=config)
+    if config.with_icm:
+        found.append(
+            turn(
+                name="icm",
+                loss=icm_loss,
+                train=encoders,
+                config=config.stages.icm,
+                start=begin,
+            )
+        )
+    found.append(
+        turn(
+            name="cdd",
+            loss=cdd_loss(config),
+            train=[*encoders, (r"diffusion\.", 1.0)],
+            config=config.stages.cdd,
+            start=None if config.with_icm else begin,
+            pictures=drawn_dialogues(config),
+        )
+    )
+    if has_noisy(config):
+        noisy = [(r"noisy\.(timed\.)?visual\.(?!.*running_)", rate)] if rate else []
+        found.append(
+            turn(
+                name="noisy_icm",
+                loss=noisy_icm_loss(config),
+                train=[*noisy, (r"noisy\.(?!(timed\.)?visual\.)", 1.0)],
+                config=config.stages.noisy_icm,
+                start=functools.partial(start_noisy, config=config),
+            )
+        )
+    return found
+
+
+# Examples ----------------------------------------------------------------------------------------
+
+
+def turn_transform(tokenizer: Tokenizer, length: int, size: int) -> Transform:
+    """A turn's `reference` and `target` (uint8 [size size 3]) and `tokens` [length].
+
+    Nothing is mirrored: texts say left and right. A text of more tokens loses its last ones.
+    """
+
+    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {
+            "reference": resize_and_crop(example["reference"], size),
+            "target": resize_and_crop(example["target"], size),
+            "tokens": tokenizer([example["instruction"]], length)[0],
+        }
+
+    return transform
+
+
+def told_transform(tokenizer: Tokenizer, length: int) -> Transform:
+    """A scene under a caption, or as often its picture after a turn under the instruction."""
+
+    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        texts, image = example["captions"], example["image"]
+        which = rng.integers(len(texts))
+        if rng.random() < 0.5:
+            texts = example["instructions"]
+            which = rng.integers(len(texts))
+            image = example["turn_images"][which]
+        return {"image": image, "tokens": tokenizer([texts[which]], length)[0]}
+
+    return transform
+
+
+# Losses ------------------------------------------------------------------------------------------
+
+
+def clip_loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
+    """CLIP's contrast of pictures and texts (Radford et al. 2021), where none is published."""
+    images = model.clip.encode_image(to_unit(batch["image"]))
+    texts = model.clip.encode_text(batch["tokens"])
+    scale = clip_scale(model.clip.logit_scale[...])
+    return contrastive_loss(images, texts, scale), {"scale": scale}
+
+
+def icm_loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
+    """What is composed must find the picture asked for in the batch, and be found (equation 12)."""
+    composed, target, _ = _encode(model, batch)
+    return _match(composed.vector, target, icm_scale(model.composer))
+
+
+def cdd_loss(config: ConfigDict) -> Callable:
+    """Denoising under the condition, and δ times ICM (equations 10, 11 and 13)."""
+    process = make_process(config)
+    per_example = _per_example(config)
+    delta = config.icm_weight if config.with_icm else 0.0
+
+    def loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
+        *keys, drop_key, dropout_key, noise_key = jax.random.split(key, 5)
+        noised = _noised(to_unit(batch["reference"]), noise_key, config.reference_noise)
+        condition, target, x0 = _encode(model, batch, noised)
+        keep = jax.random.bernoulli(drop_key, 1 - config.dropped.share, (len(x0),))
+        seen = without(condition, tuple(config.dropped.what), keep.astype(jnp.float32))
+        context = model.diffusion.attend_to(seen)
+
+        def denoiser(x: Array, t: Array) -> Array:
+            return model.diffusion(x, t, seen, context, key=dropout_key)
+
+        times = UniformTimesteps(config.diffusion.num_steps)
+        total, (metrics, _) = denoising_loss(process, denoiser, x0, keys, times, per_example)
+        if delta:
+            matched, more = _match(condition.vector, target, icm_scale(model.composer))
+            total, metrics = total + delta * matched, {**metrics, **more, "icm": matched}
+        return total, metrics
+
+    return loss
+
+
+def noisy_icm_loss(config: ConfigDict) -> Callable:
+    """As `icm_loss` with noisy targets, each at a time of its own (section 2.5); f stays."""
+    process = make_process(config)
+
+    def loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
+        step_key, noise_key = jax.random.split(key)
+        x0 = to_unit(batch["target"])
+        t = jax.random.randint(step_key, (len(x0),), 0, config.diffusion.num_steps)
+        x_t = q_sample(process.schedule, x0, t, jax.random.normal(noise_key, x0.shape))
+        composed = read(model, to_unit(batch["reference"]), batch["tokens"]).vector
+        assert model.noisy is not None
+        found = model.noisy(x_t, t)
+        return _match(jax.lax.stop_gradient(composed), found, icm_scale(model.noisy))
+
+    return loss
+
+
+def _per_example(config: ConfigDict) -> Loss:
+    """L_cdd of an example: the mean squared error, and γ times the bound's term in nats (eq. 11).
+
+    Equation 6's bound is the mean over the steps, in nats; `hybrid_loss` has their sum in bits.
+    """
+    if not config.vlb_weight:
+        return simple_loss
+    weight = config.vlb_weight * math.log(2) / config.diffusion.num_steps
+    return functools.partial(hybrid_loss, vlb_weight=weight)
+
+
+def _encode(
+    model: CDDICM, batch: dict, reference: Float[Array, "b h w 3"] | None = None
+) -> tuple[Condition, Float[Array, "b d"], Float[Array, "b h w 3"]]:
+    """What a batch's turns compose, the summaries of their targets, and the targets.
+
+    The image encoder sees references and targets at once.
+    """
+    if reference is None:
+        reference = to_unit(batch["reference"])
+    target = to_unit(batch["target"])
+    count, both = len(target), encode_image(model, jnp.concatenate([reference, target]))
+    picture = Encoded(both.summary[:count], both.places[:count])
+    composed = compose(model, reference, picture, encode_text(model, batch["tokens"]))
+    return composed, both.summary[count:], target
+
+
+def _match(
+    composed: Float[Array, "b d"], target: Float[Array, "b d"], scale: Float[Array, ""]
+) -> tuple[Array, dict[str, Array]]:
+    """Equation 12: by rows plus by columns, and how often a target is the first of the batch.
+
+    Turns of the same text under the same canvas are twins that count as negatives of each other.
+    """
+    cosines = normalise(composed) @ normalise(target).T
+    first = (cosines.argmax(1) == jnp.arange(len(cosines))).mean()
+    metrics = {"recall": jax.lax.stop_gradient(first), "scale": scale}
+    return contrastive_loss(composed, target, scale, directions="sum"), metrics
+
+
+def _noised(
+    reference: Float[Array, "b h w 3"], key: Key[Array, ""], largest: float
+) -> Float[Array, "b h w 3"]:
+    """References under noise of a standard deviation up to `largest`, each of its own."""
+    if not largest:
+        return reference
+    spread_key, noise_key = jax.random.split(key)
+    spread = jax.random.uniform(spread_key, (len(reference), 1, 1, 1), maxval=largest)
+    return (reference + spread * jax.random.normal(noise_key, reference.shape)).clip(-1, 1)
+
+
+# Where stages begin ------------------------------------------------------------------------------
+
+
+def start_projections(model: CDDICM, config: ConfigDict) -> CDDICM:
+    """The model whose new projections are CLIP's own, where the sizes agree.
+
+    Pictures and texts are then aligned from the first step.
+    """
+    started = jax.tree.map(lambda leaf: leaf, model)
+    if config.model.projections == "clip":
+        own = {
+            "image": getattr(model.clip.visual, "proj", None),
+            "text": model.clip.text_projection,
+        }
+        for name, weight in own.items():
+            layer: Linear = getattr(started.composer, name)
+            if weight is not None and weight.shape == layer.weight.shape:
+                layer.weight[...] = weight[...]
+                assert layer.bias is not None
+                layer.bias[...] = jnp.zeros(weight.shape[1])
+    return started
+
+
+def start_noisy(model: CDDICM, config: ConfigDict) -> CDDICM:
+    """The model whose noisy encoder is yet the image encoder, to which f is aligned."""
+    started = jax.tree.map(lambda leaf: leaf, model)
+    noisy = NoisyEncoder(config, rngs=nnx.Rngs(config.seed))
+    visual = jax.tree.map(lambda leaf: leaf, model.clip.visual)
+    if noisy.timed is None:
+        noisy.visual = visual
+    else:
+        noisy.timed.visual = visual
+    noisy.image = jax.tree.map(lambda leaf: leaf, model.composer.image)
+    started.noisy = noisy
+    return started
+
+
+def drawn_dialogues(config: ConfigDict) -> Callable[[CDDICM], dict[str, np.ndarray]]:
+    """Draws a few held-out dialogues, each under the true one, the same seeds each time.
+
+    ICM does not guide yet: its encoder comes after.
+    """
+    drawing = Drawing(config, icm=0.0)
+
+    def draw(model: CDDICM) -> dict[str, np.ndarray]:
+        given = read_dialogues(config, config.samples.count, "val")
+        here = jax.tree.map(gather, model)
+        drawn = drawing.dialogues(here, config.seed, given, len(given.lengths))
+        rows = []
+        for i, texts in enumerate(given.instructions):
+            rows.append(("; ".join(texts), given.pictures[i]))
+            rows.append(("", drawn[i]))
+        return {"dialogues": contact_sheet(rows)}
+
+    return draw

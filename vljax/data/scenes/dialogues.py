@@ -73,8 +73,9 @@ def dialogue(scene: Scene, seed: int = 0) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-# Places tried for an object before one is taken that does not satisfy all.
-_TRIES = 300
+# Places tried for an object before all is drawn anew, and how often that is tried.
+_PLACES = 100
+_ATTEMPTS = 20
 
 
 def follow(
@@ -92,9 +93,21 @@ def follow(
         min_visible: Share of each object that stays in sight.
 
     Returns:
-        The scene after each turn.
+        The scene after each turn; the dialogue's own where no other was found.
     """
-    draws, scenes = Draws(seed, 10), []
+    draws = Draws(seed, 10)
+    for _ in range(_ATTEMPTS):
+        scenes = _anew(turns, draws, heed, min_visible)
+        if scenes is not None:
+            return scenes
+    return tuple(turn.scene for turn in turns)
+
+
+def _anew(
+    turns: Sequence[Turn], draws: Draws, heed: bool, min_visible: float
+) -> tuple[Scene, ...] | None:
+    """One attempt; None where an object found no place."""
+    scenes: list[Scene] = []
     objects: list[SceneObject] = []
     for turn in turns:
         told = turn.scene.objects[turn.added]
@@ -103,23 +116,24 @@ def follow(
         if turn.anchor is not None:
             name = turn.scene.objects[turn.anchor].name
             anchor = next(i for i, one in enumerate(objects) if one.name == name)
-        depth = anchor if heed and turn.relation == "behind" else len(objects)
-        assert depth is not None
-        for _ in range(_TRIES):
+        depth = len(objects)
+        if heed and anchor is not None and turn.relation == "behind":
+            depth = anchor
+        for _ in range(_PLACES):
             x, y = draws.uniform(reach, 1 - reach), draws.uniform(reach, 1 - reach)
             thing = dataclasses.replace(told, x=x, y=y)
             tried = [*objects[:depth], thing, *objects[depth:]]
             if not fits(thing, objects, 0.0) or min(visibility(tried)) < min_visible:
                 continue
-            if not heed:
-                break
+            scene = Scene(turn.scene.background, tuple(tried))
             if anchor is None:
-                if place_name(thing) == place_name(told):
-                    break
-                continue
-            pair = depth, anchor + (depth <= anchor)
-            if turn.relation in relations(Scene(turn.scene.background, tuple(tried)))[pair]:
+                right = place_name(thing) == place_name(told)
+            else:
+                right = turn.relation in relations(scene)[depth, anchor + (depth <= anchor)]
+            if right or not heed:
                 break
+        else:
+            return None
         objects = tried
-        scenes.append(Scene(turn.scene.background, tuple(objects)))
+        scenes.append(scene)
     return tuple(scenes)

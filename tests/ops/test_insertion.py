@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from vljax.ops import insertion
 
 LENGTH = 9
+neighbours, order_from_slots = map(jax.jit, (insertion.neighbours, insertion.order_from_slots))
+insert, successors = jax.jit(insertion.insert), jax.jit(insertion.successors)
 
 
 def framed(permutation):
@@ -32,10 +34,10 @@ def write(slots):
 @given(st.permutations(range(6)))
 def test_slots_write_the_order_they_came_from(permutation):
     order = framed(permutation)
-    slots, _ = insertion.neighbours(jnp.asarray(order))
+    slots, _ = neighbours(order)
     assert (np.asarray(slots)[1:] < np.arange(1, LENGTH)).all()
     np.testing.assert_array_equal(write(list(map(int, slots))), np.argsort(order))
-    np.testing.assert_array_equal(insertion.order_from_slots(slots), order)
+    np.testing.assert_array_equal(order_from_slots(slots), order)
 
 
 def test_slots_and_orders_are_one_to_one():
@@ -48,15 +50,15 @@ def test_slots_and_orders_are_one_to_one():
 @pytest.mark.parametrize("seed", range(3))
 def test_ranks_step_by_step(seed):
     order = framed(np.random.default_rng(seed).permutation(6))
-    slots, right = (np.asarray(side) for side in insertion.neighbours(jnp.asarray(order)))
+    slots, right = (np.asarray(side) for side in neighbours(order))
     ranks = jnp.zeros(LENGTH, jnp.int32)
     for step in range(1, LENGTH):
-        follows = np.asarray(insertion.successors(ranks, step))
+        follows = np.asarray(successors(ranks, step))
         sequence = write(slots[:step])
         for left, after in zip(sequence, [*sequence[1:], 0], strict=True):
             assert follows[left] == after
         assert follows[slots[step]] == right[step]
-        ranks = insertion.insert(ranks, jnp.asarray(slots[step]), step)
+        ranks = insert(ranks, slots[step], step)
         expected = np.argsort(np.argsort(order[: step + 1]))
         np.testing.assert_array_equal(ranks[: step + 1], expected)
     np.testing.assert_array_equal(ranks, order)

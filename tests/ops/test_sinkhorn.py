@@ -155,7 +155,7 @@ def test_bfloat16_is_computed_in_float32():
 
 
 def test_large_batches_are_cut_up_without_effect():
-    x = normal(9, 3, 7, 64, 64)
+    x = normal(9, 3, 3, 64, 64)
     weight = normal(10, *x.shape)
 
     @jax.jit
@@ -164,17 +164,17 @@ def test_large_batches_are_cut_up_without_effect():
             p = sinkhorn(x)
             return (p * weight).sum(), p
 
-        return jax.grad(loss, has_aux=True)(x), jax.vmap(jax.vmap(sinkhorn))(x)
+        return jax.grad(loss, has_aux=True)(x)
 
     @jax.jit
     def alone(x, weight):
         return jax.grad(lambda x: (sinkhorn(x) * weight).sum())(x), sinkhorn(x)
 
-    (g, whole), mapped = run(x)
-    one, single = alone(x[2, 3], weight[2, 3])
-    np.testing.assert_allclose(whole[2, 3], single, atol=2e-7)
-    np.testing.assert_allclose(whole, mapped, atol=2e-7)
-    np.testing.assert_allclose(g[2, 3], one, atol=1e-6)
+    g, whole = run(x)
+    one, single = alone(x[2, 2], weight[2, 2])
+    np.testing.assert_allclose(whole[2, 2], single, atol=2e-7)
+    np.testing.assert_allclose(whole[0, 0], alternation(x[0, 0], 20), atol=1e-6)
+    np.testing.assert_allclose(g[2, 2], one, atol=1e-6)
 
 
 def test_temperature_and_mask_do_not_recompile():

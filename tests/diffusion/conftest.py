@@ -73,6 +73,11 @@ def assert_close(actual, expected, tolerance=1e-5):
     assert error <= tolerance, f"error {error:.2e} exceeds {tolerance:.0e}"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick(quick_to_compile):
+    """Most programs here run once."""
+
+
 @pytest.fixture(autouse=True)
 def _count_traces_anew():
     # chex counts by function name, over all parameters of a test.

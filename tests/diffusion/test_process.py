@@ -159,15 +159,15 @@ def test_a_batchs_loss_is_weighted_by_the_rarity_of_its_times():
     sampler = timesteps.LossSecondMomentTimesteps.create(8, recent=1)
     sampler = sampler.update(jnp.arange(8), error**4)
     keys, x0 = jax.random.split(jax.random.key(3)), jnp.zeros((64, 2, 2, 3))
-    value, (metrics, seen) = losses.denoising_loss(setup, denoiser, x0, keys, sampler)
+    run = jax.jit(lambda sampler: losses.denoising_loss(setup, denoiser, x0, keys, sampler))
+    value, (metrics, seen) = run(sampler)
     step, weight = sampler.sample(keys[0], 64)
     assert len(np.unique(weight)) > 2
     np.testing.assert_allclose(value, (weight * error[step] ** 2).mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["mse"], (error[step] ** 2).mean(), rtol=1e-5)
     found = np.unique(step)
     np.testing.assert_allclose(seen.history[found, 0], error[found] ** 2, rtol=1e-4)
-    even = timesteps.UniformTimesteps(8)
-    value, (metrics, _) = losses.denoising_loss(setup, denoiser, x0, keys, even)
+    value, (metrics, _) = run(timesteps.UniformTimesteps(8))
     assert value == metrics["mse"]
 
 

@@ -40,8 +40,20 @@ def golden(tools):
     return golden
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
-@pytest.mark.parametrize("prediction", ["epsilon", "x0"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("prediction", "variance"),
+    [
+        ("epsilon", "fixed_small"),
+        pytest.param("epsilon", "fixed_large", marks=SLOW),
+        ("epsilon", "learned_range"),
+        pytest.param("x0", "fixed_small", marks=SLOW),
+        ("x0", "fixed_large"),
+        pytest.param("x0", "learned_range", marks=SLOW),
+    ],
+)
 def test_loops_match_guided_diffusion(tools, golden, prediction, variance):
     j = ("epsilon", "x0").index(prediction)
     k = ("fixed_small", "fixed_large", "learned_range").index(variance)
@@ -113,9 +125,9 @@ def peer_loop(scheduler, x, **step_arguments):
         ("epsilon", "trailing", 1),
         ("v", "trailing", 5),
         ("x0", "linspace", 10),
-        ("epsilon", "linspace", 14),
+        pytest.param("epsilon", "linspace", 14, marks=SLOW),
         ("epsilon", "leading", 20),
-        ("v", "leading", 50),
+        pytest.param("v", "leading", 50, marks=SLOW),
     ],
 )
 def test_dpm_solver_matches_diffusers(tools, spacing, count, prediction):
@@ -144,7 +156,9 @@ def test_dpm_solver_matches_diffusers(tools, spacing, count, prediction):
     tools.close(ours, theirs, 1e-4)
 
 
-@pytest.mark.parametrize(("prediction", "count"), [("epsilon", 50), ("v", 10)])
+@pytest.mark.parametrize(
+    ("prediction", "count"), [pytest.param("epsilon", 50, marks=SLOW), ("v", 10)]
+)
 def test_ddim_and_inversion_match_diffusers(tools, count, prediction):
     """Stable Diffusion's settings: leading, steps_offset 1, set_alpha_to_one False, no clip."""
     from diffusers import DDIMInverseScheduler, DDIMScheduler
@@ -240,7 +254,12 @@ def test_solvers_converge_to_the_ode_at_their_order(tools, sampler, order):
 
 @pytest.mark.parametrize(
     ("prediction", "evaluate_at"),
-    [("epsilon", "next"), ("x0", "next"), ("v", "next"), ("epsilon", "current")],
+    [
+        ("epsilon", "next"),
+        pytest.param("x0", "next", marks=SLOW),
+        pytest.param("v", "next", marks=SLOW),
+        ("epsilon", "current"),
+    ],
 )
 def test_generation_undoes_inversion_as_steps_grow(tools, prediction, evaluate_at):
     base = scaled_linear_schedule()

@@ -146,7 +146,7 @@ def denoising_loss(
         The mean, and as training stages with a memory have it `(metrics, timesteps)`: the loss's
         terms, and the timestep sampler that has seen the batch.
     """
-    step_key, noise_key = keys
+    step_key, noise_key = keys[0], keys[1]
     step, weight = timesteps.sample(step_key, len(x0))
     noise = jax.random.normal(noise_key, x0.shape)
     losses, terms = loss(process, denoiser, x0, step, noise)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from vljax.diffusion.process import make_process
 from vljax.diffusion.progress import progress_bar
 from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.control import inside_outside
@@ -18,7 +19,7 @@ from vljax.models.parameters import named_parameters
 from vljax.systems import shape_guided
 from vljax.systems.shape_guided.batch import Wish, make_batch
 from vljax.systems.shape_guided.method import generate, invert
-from vljax.systems.shape_guided.model import make_process, make_tokenizer
+from vljax.systems.shape_guided.model import make_tokenizer
 
 pytestmark = pytest.mark.benchmark
 

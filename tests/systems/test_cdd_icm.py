@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from vljax import evaluate, generate, train
-from vljax.diffusion.process import Process, q_sample
+from vljax.diffusion.process import Process, make_process, q_sample
 from vljax.diffusion.progress import report_to
 from vljax.doors import parse_config
 from vljax.errors import UserError
@@ -29,7 +29,6 @@ from vljax.systems.cdd_icm.model import (
     encode_image,
     encode_text,
     icm_scale,
-    make_process,
     read,
     without,
 )

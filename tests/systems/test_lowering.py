@@ -16,12 +16,13 @@ from PIL import Image
 
 from tests.lowering import PLATFORMS, lower, lower_gradient, lower_instead, lower_step
 from vljax.data.text.vocabulary import learn_words
+from vljax.diffusion.process import make_process
 from vljax.doors import parse_config
 from vljax.systems import load_system, shape_guided
 from vljax.systems.sdg import method as sdg
 from vljax.systems.shape_guided.batch import Wish, make_batch
 from vljax.systems.shape_guided.method import generate, invert
-from vljax.systems.shape_guided.model import make_process, make_tokenizer
+from vljax.systems.shape_guided.model import make_tokenizer
 from vljax.systems.voi import use as voi
 from vljax.training.weights import stages_to_train
 

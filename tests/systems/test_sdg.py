@@ -13,7 +13,7 @@ from PIL import Image
 
 from vljax import evaluate, pretrained, train
 from vljax.diffusion.noise import example_keys, step_noise
-from vljax.diffusion.process import p_mean_variance, q_sample
+from vljax.diffusion.process import make_process, p_mean_variance, q_sample
 from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.metrics import frechet
@@ -27,7 +27,7 @@ from vljax.systems.sdg import SYSTEM
 from vljax.systems.sdg.evaluation import IMAGE, TEXT
 from vljax.systems.sdg.face_instructions import face_instructions
 from vljax.systems.sdg.method import ENCODERS, make_guidance
-from vljax.systems.sdg.model import make_process, make_tokenizer
+from vljax.systems.sdg.model import make_tokenizer
 from vljax.systems.sdg.training import noisy_clip_loss, start_noisy_clip
 from vljax.systems.sdg.use import Request
 from vljax.training.optimizer import learning_rate, learning_rate_factors

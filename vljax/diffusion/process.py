@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
+from ml_collections import ConfigDict
 
-from vljax.diffusion.schedules import Schedule
+from vljax.diffusion.schedules import Schedule, named_schedule, parse_timesteps, respace
 from vljax.errors import UserError
 
 PredictionType = Literal["epsilon", "x0", "v"]
@@ -69,6 +70,30 @@ class Process:
             value = getattr(self, name)
             if value not in get_args(kinds):
                 raise UserError(f"{name}={value!r}: choose one of {', '.join(get_args(kinds))}")
+
+
+def make_process(
+    config: ConfigDict, steps: str = "", strength: float = 1.0, *, clean_end: bool = True
+) -> Process:
+    """The process of a config.
+
+    Args:
+        config: Its `diffusion` has `schedule`, `num_steps`, `prediction` and, unless it is
+            `"fixed_small"`, `variance`.
+        steps: Respaced so (`"100"`, `"ddim50"`, `"leading50"`), or not at all.
+        strength: Only the first share of these steps, counted from the clean end.
+        clean_end: See `respace`.
+
+    Raises:
+        UserError: a field or `steps` cannot be.
+    """
+    fields = config.diffusion
+    schedule = named_schedule(fields.schedule, fields.num_steps)
+    if steps:
+        times = parse_timesteps(fields.num_steps, steps)
+        kept = times[: max(1, round(strength * len(times)))]
+        schedule = respace(schedule, kept, clean_end=clean_end)
+    return Process(schedule, fields.prediction, fields.get("variance", "fixed_small"))
 
 
 class Posterior(NamedTuple):

@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 from vljax.errors import UserError
 from vljax.models.layers import Conv, Linear, apply, fresh_norm
 from vljax.models.remat import rematerialised
-from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise
+from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise, to_levels
 
 # Blocks in each of the four groups, by the number of weighted layers.
 DEPTHS: dict[int, tuple[int, int, int, int]] = {
@@ -62,7 +62,7 @@ def subtract_mean(
         images: Pictures in [-1, 1].
         mean: Of blue, green, red in [0, 255]: one for all places, or a picture of means.
     """
-    return (images[..., ::-1] + 1) * 127.5 - jnp.asarray(mean)
+    return to_levels(images[..., ::-1]) - jnp.asarray(mean)
 
 
 class Bottleneck(nnx.Module):

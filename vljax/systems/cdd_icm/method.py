@@ -30,7 +30,7 @@ from vljax.data.pictures.images import resize_and_crop
 from vljax.diffusion import guidance as guiding
 from vljax.diffusion.noise import example_keys, start_noise
 from vljax.diffusion.process import Denoiser as Denoising
-from vljax.diffusion.process import Guidance, Process, split_output
+from vljax.diffusion.process import Guidance, Process, make_process, split_output
 from vljax.diffusion.progress import Progress, progress_bar
 from vljax.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m
 from vljax.errors import UserError
@@ -43,7 +43,6 @@ from vljax.systems.cdd_icm.model import (
     encode_image,
     has_noisy,
     icm_scale,
-    make_process,
     make_tokenizer,
     read,
     without,

@@ -13,8 +13,6 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
-from vljax.diffusion.process import Process
-from vljax.diffusion.schedules import named_schedule, parse_timesteps, respace
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clip_towers import ImageTower, image_tower, prepare_images
@@ -252,16 +250,7 @@ def without(condition: Condition, what: tuple[str, ...], where: Array | float = 
     )
 
 
-# Process and tokenizer ---------------------------------------------------------------------------
-
-
-def make_process(config: ConfigDict, steps: str = "") -> Process:
-    """The diffusion process, respaced to `steps` where given (`"250"`, `"ddim50"`)."""
-    fields = config.diffusion
-    schedule = named_schedule(fields.schedule, fields.num_steps)
-    if steps:
-        schedule = respace(schedule, parse_timesteps(fields.num_steps, steps))
-    return Process(schedule, fields.prediction, fields.variance)
+# Tokenizer --------------------------------------------------------------------------------------
 
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:

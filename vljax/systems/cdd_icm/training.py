@@ -18,7 +18,7 @@ from vljax.data.pictures.images import contact_sheet, resize_and_crop
 from vljax.data.source import Transform
 from vljax.data.text.tokenizers import Tokenizer
 from vljax.diffusion.losses import Loss, denoising_loss, hybrid_loss, simple_loss
-from vljax.diffusion.process import q_sample
+from vljax.diffusion.process import make_process, q_sample
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.layers import Linear
@@ -35,7 +35,6 @@ from vljax.systems.cdd_icm.model import (
     encode_text,
     has_noisy,
     icm_scale,
-    make_process,
     make_tokenizer,
     read,
     without,

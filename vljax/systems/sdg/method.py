@@ -29,13 +29,13 @@ from ml_collections import ConfigDict
 
 from vljax.diffusion import guidance as guiding
 from vljax.diffusion.noise import example_keys, start_noise
-from vljax.diffusion.process import Guidance, Process
+from vljax.diffusion.process import Guidance, Process, make_process
 from vljax.diffusion.progress import Progress, progress_bar
 from vljax.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m
 from vljax.errors import UserError
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import cosine
-from vljax.systems.sdg.model import SDG, make_process
+from vljax.systems.sdg.model import SDG
 
 SAMPLERS = ("ddpm", "ddim", "dpm_solver")
 #: What can guide: a text, or a picture's content, structure or style.

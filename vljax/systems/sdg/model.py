@@ -1,4 +1,4 @@
-"""SDG's parts, and what belongs to them: the diffusion process and the texts' tokenizer."""
+"""SDG's parts, and the tokenizer of its texts."""
 
 from pathlib import Path
 
@@ -7,8 +7,6 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
-from vljax.diffusion.process import Process
-from vljax.diffusion.schedules import named_schedule, parse_timesteps, respace
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.noisy_clip import from_clip
@@ -43,15 +41,6 @@ def is_guided(config: ConfigDict) -> bool:
 def make_model(config: ConfigDict) -> SDG:
     """The model at its random start."""
     return SDG(config, rngs=nnx.Rngs(config.seed))
-
-
-def make_process(config: ConfigDict, steps: str = "") -> Process:
-    """The diffusion process, respaced to `steps` where given (`"100"`, `"ddim50"`)."""
-    fields = config.diffusion
-    schedule = named_schedule(fields.schedule, fields.num_steps)
-    if steps:
-        schedule = respace(schedule, parse_timesteps(fields.num_steps, steps))
-    return Process(schedule, fields.prediction, fields.variance)
 
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:

@@ -16,13 +16,13 @@ from vljax.data.scenes import prompt
 from vljax.data.text.tokenizers import captioned
 from vljax.diffusion.losses import denoising_loss, named_loss
 from vljax.diffusion.noise import example_keys
-from vljax.diffusion.process import q_sample
+from vljax.diffusion.process import make_process, q_sample
 from vljax.diffusion.timesteps import TimestepSampler, named_timestep_sampler
 from vljax.models.noisy_clip import from_clip
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss, cosine
 from vljax.systems.sdg.method import Drawing
-from vljax.systems.sdg.model import SDG, is_guided, make_process, make_tokenizer
+from vljax.systems.sdg.model import SDG, is_guided, make_tokenizer
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 

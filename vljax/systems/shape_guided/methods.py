@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
+from vljax.diffusion.process import make_process
 from vljax.diffusion.progress import progress_bar
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
@@ -28,7 +29,7 @@ from vljax.systems.shape_guided.method import (
     invert,
     plain_attention,
 )
-from vljax.systems.shape_guided.model import ShapeGuided, make_process
+from vljax.systems.shape_guided.model import ShapeGuided
 
 
 @dataclass(frozen=True)

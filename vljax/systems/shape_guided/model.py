@@ -8,8 +8,6 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
-from vljax.diffusion.process import Process
-from vljax.diffusion.schedules import named_schedule, parse_timesteps, respace
 from vljax.errors import UserError
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
@@ -78,23 +76,3 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
         return open_tokenizer(Path(config.pretrained.sd))
     words = open_benchmark(config.data).vocabulary
     return train_tokenizer(words, config.model.text_encoder.vocabulary_size)
-
-
-def make_process(
-    config: ConfigDict, steps: str = "", strength: float = 1.0, *, clean_end: bool = True
-) -> Process:
-    """The diffusion process.
-
-    Args:
-        config: `diffusion`.
-        steps: Respaced so (`"leading50"`), or not at all.
-        strength: Only the first share of these steps, counted from the clean end.
-        clean_end: See `respace`.
-    """
-    fields = config.diffusion
-    schedule = named_schedule(fields.schedule, fields.num_steps)
-    if steps:
-        times = parse_timesteps(fields.num_steps, steps)
-        kept = times[: max(1, round(strength * len(times)))]
-        schedule = respace(schedule, kept, clean_end=clean_end)
-    return Process(schedule, fields.prediction)

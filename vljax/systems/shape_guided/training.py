@@ -19,6 +19,7 @@ from vljax.diffusion import latent
 from vljax.diffusion.editing import guided
 from vljax.diffusion.losses import denoising_loss
 from vljax.diffusion.noise import example_keys, start_noise
+from vljax.diffusion.process import make_process
 from vljax.diffusion.samplers import ddim
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
@@ -28,7 +29,7 @@ from vljax.models.control import drop_keys
 from vljax.models.stable_diffusion import inpainting_network, widened, with_and_without
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss
-from vljax.systems.shape_guided.model import ShapeGuided, make_process, make_tokenizer
+from vljax.systems.shape_guided.model import ShapeGuided, make_tokenizer
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 

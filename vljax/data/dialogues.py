@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from vljax.data.scenes import CLASSES, RELATIONS, Background, Scene, Scenes, Turn, render
+from vljax.data.scenes import CLASSES, RELATIONS, Background, Scene, Scenes, Turn, captions, render
 from vljax.data.scenes.world import class_coordinates, class_vector
 from vljax.data.source import check_index
 
@@ -62,7 +62,10 @@ class Dialogues(Protocol):
         ...
 
     def turn(self, index: int, number: int) -> dict[str, Any]:
-        """One turn: `reference`, `instruction`, `target`; nothing else is read or rendered."""
+        """One turn: `reference`, `instruction`, `target`; nothing else is read or rendered.
+
+        Of scenes also `captions` of the target.
+        """
         ...
 
 
@@ -136,9 +139,10 @@ class SceneDialogues:
         return [turn.instruction for turn in self.turns(index)]
 
     def turn(self, index: int, number: int) -> dict[str, Any]:
-        """One turn: `reference`, `instruction`, `target`."""
+        """One turn: `reference`, `instruction`, `target`, and `captions` of the target."""
         turns = self.turns(index)
         return {
+            "captions": captions(turns[number].scene, index),
             "reference": self._render(turns, number),
             "instruction": turns[number].instruction,
             "target": self._render(turns, number + 1),

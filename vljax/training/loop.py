@@ -26,6 +26,8 @@ from vljax.training import mesh as meshes
 from vljax.training.checkpoint import Checkpoints, abstract
 from vljax.training.optimizer import ema_update, learning_rate_factors, make_optimizer
 from vljax.training.stage import Stage
+from vljax.training.validation import SCHEDULE, Validation, decide
+from vljax.training.validation import check as check_validation
 from vljax.training.weights import parts_of
 from vljax.training.workdir import Workdir
 
@@ -74,6 +76,7 @@ class Program:
         shapes: The state's shapes and dtypes.
         shardings: The state's shardings.
         trained: Names of the trained parameters.
+        validation: What validates the stage, or None.
     """
 
     traced: jax.stages.Traced
@@ -81,6 +84,7 @@ class Program:
     shapes: TrainState
     shardings: TrainState
     trained: list[str]
+    validation: Validation | None = None
 
     @functools.cached_property
     def step(self) -> Callable:
@@ -110,6 +114,9 @@ def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Pr
         name: jax.ShapeDtypeStruct(v.shape, v.dtype)
         for name, v in named_parameters(skeleton).items()
     }
+    validated = config.optimizer.schedule == SCHEDULE
+    if validated:
+        check_validation(stage)
     factors = learning_rate_factors(shapes, stage.train)
     optimizer = make_optimizer(config.optimizer, config.num_steps, factors)
 
@@ -185,6 +192,26 @@ def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Pr
     shardings = meshes.state_shardings(state_shapes, {name: split[name] for name in factors}, mesh)
     frozen = {name: shapes[name] for name in shapes if name not in factors}
     batch = abstract_batch(stage, run.seed, run.data.on_corrupt)
+    validation = None
+    if validated:
+
+        def validation_loss(
+            trained: Parameters, frozen: Parameters, batch: dict, index: Array, memory: Any
+        ) -> Array:
+            return loss(trained, frozen, batch, jax.random.key(index), memory)[0]
+
+        def decided(state: TrainState, value: Array) -> TrainState:
+            factor = config.optimizer.decay_factor
+            parameters, optimizer = decide(state.parameters, state.optimizer, value, factor)
+            return state._replace(parameters=parameters, optimizer=optimizer)
+
+        validation = Validation(
+            stage,
+            run,
+            mesh,
+            jax.jit(validation_loss),
+            jax.jit(decided, donate_argnums=0, out_shardings=shardings),
+        )
     return Program(
         traced=jax.jit(
             step, donate_argnums=0, out_shardings=(shardings, meshes.replicated(mesh))
@@ -198,6 +225,7 @@ def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Pr
         shapes=state_shapes,
         shardings=shardings,
         trained=list(factors),
+        validation=validation,
     )
 
 
@@ -296,9 +324,11 @@ def train(
             for name, image in stage.pictures(model).items():
                 workdir.picture(stage.name, step, name, image)
 
+    validation = program.validation
+    ended = validation is not None and validation.ended(state)
     try:
         with preemption, meter:
-            for step in range(start, num_steps):
+            for step in range(start, start if ended else num_steps):
                 _profile(config.profile, step - start, workdir)
                 waited = time.perf_counter()
                 batch = next(batches)
@@ -308,16 +338,23 @@ def train(
                     state, frozen, meshes.to_devices(batch, mesh, batch_size), seed
                 )
                 meter.add(step + 1, metrics, index, int(substituted.sum()), waited)
+                if validation is not None and validation.due(step + 1):
+                    state, told = validation(state, frozen)
+                    workdir.log(stage.name, step + 1, told)
+                    ended = validation.ended(state)
                 if preemption.noticed(step):
                     save(step + 1)
                     checkpoints.wait()
                     workdir.say(f"{stage.name}: stopped by SIGTERM, saved at step {step + 1}")
                     return None
-                if (step + 1) % config.checkpoint.every == 0 or step + 1 == num_steps:
+                last = ended or step + 1 == num_steps
+                if (step + 1) % config.checkpoint.every == 0 or last:
                     save(step + 1)
                 due = config.log.pictures_every and (step + 1) % config.log.pictures_every == 0
-                if due or step + 1 == num_steps:
+                if due or last:
                     draw(step + 1)
+                if last:
+                    break
             checkpoints.wait()
     finally:
         batches.close()

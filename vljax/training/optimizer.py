@@ -5,11 +5,13 @@ optimizer.name           'adamw' | 'adam' | 'muon'
 optimizer.learning_rate  peak
 optimizer.b1, b2, eps, weight_decay
 optimizer.clip_norm      global gradient norm to clip at, 0 for off
-optimizer.schedule       'constant' | 'cosine' | 'linear' | 'step' | 'plateau'
+optimizer.schedule       'constant' | 'cosine' | 'linear' | 'step' | 'plateau' | 'validation'
 optimizer.warmup_steps   linear rise from 0
-optimizer.decay_every    'step': multiply by decay_factor after every so many steps
-optimizer.decay_factor   'step', 'plateau'
-optimizer.patience       'plateau': steps without a better loss (averaged over 100 steps)
+optimizer.decay_every    'step': multiply by decay_factor after every so many steps;
+                         'validation': validate after every so many steps
+optimizer.decay_factor   'step', 'plateau', 'validation'
+optimizer.patience       'plateau': steps without a better loss (averaged over 100 steps);
+                         'validation': restorations after which the stage ends
 ```
 
 'plateau' is for SeMani-Trans, whose published training halves the rate when the loss stalls.
@@ -27,6 +29,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from vljax.errors import UserError
+from vljax.training.validation import selecting
 
 
 def get_optimizer_config(**overrides: float | str) -> ConfigDict:
@@ -64,7 +67,7 @@ def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
         )
     rest = max(num_steps - warmup, 1)
     match config.schedule:
-        case "constant" | "plateau":  # plateau scales the updates, see `make_optimizer`
+        case "constant" | "plateau" | "validation":  # the latter two scale the updates
             after = optax.constant_schedule(peak)
         case "cosine":
             after = optax.cosine_decay_schedule(peak, rest)
@@ -81,8 +84,8 @@ def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
             )
         case unknown:
             raise UserError(
-                f"optimizer.schedule={unknown!r}: choose 'constant', 'cosine', 'linear', 'step' "
-                "or 'plateau'"
+                f"optimizer.schedule={unknown!r}: choose 'constant', 'cosine', 'linear', 'step', "
+                "'plateau' or 'validation'"
             )
     if not warmup:
         return after
@@ -134,6 +137,8 @@ def make_optimizer(
                 accumulation_size=window,
             )
         )
+    if config.schedule == "validation":
+        chain.append(selecting())
     if any(factor != 1.0 for factor in factors.values()):
         chain.append(
             optax.stateless(lambda updates, _: {n: u * factors[n] for n, u in updates.items()})

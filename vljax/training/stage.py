@@ -33,6 +33,8 @@ class Stage:
         start: `start(model) -> model`, pure: the model that the stage begins with, made from the
             one that earlier stages left; None where it is that one. Only the parts of it that the
             stage trains are taken.
+        validation: Examples, as of `source`, by which `optimizer.schedule='validation'` chooses
+            the model (see `vljax.training.validation`); None where the stage has none.
     """
 
     name: str
@@ -44,3 +46,4 @@ class Stage:
     memory: Callable[[], Any] | None = None
     pictures: Callable[[Any], dict[str, np.ndarray]] | None = None
     start: Callable[[Any], Any] | None = None
+    validation: Source | None = None

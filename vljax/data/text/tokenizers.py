@@ -64,7 +64,9 @@ class Tokenizer:
         self.end: int = end
         self._backend = backend
 
-    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "b length"]:
+    def __call__(
+        self, texts: Sequence[str], length: int, *, warn: bool = True
+    ) -> Int[np.ndarray, "b length"]:
         """The tokens of texts, int32.
 
         A text of more than `length` tokens loses its last ones, as in CLIP, and one warning names
@@ -73,6 +75,8 @@ class Tokenizer:
         Args:
             texts: Any strings, also empty ones.
             length: Number of tokens of each row, start and end included; 2 or more.
+            warn: Whether to warn; of a data set whose texts are known to be long, nobody can
+                shorten any.
         """
         if isinstance(texts, str):
             raise TypeError("texts is a sequence of strings, not one string")
@@ -85,7 +89,7 @@ class Tokenizer:
         tokens[:, 0] = self.start
         for row, ids in zip(tokens, encoded, strict=True):
             row[1 : 1 + min(len(ids), room)] = ids[:room]
-        if over_long := [i for i, ids in enumerate(encoded) if len(ids) > room]:
+        if warn and (over_long := [i for i, ids in enumerate(encoded) if len(ids) > room]):
             first = over_long[0]
             more = len(over_long) - 1
             others = f" (and {more} other text{'s' * (more > 1)})" if more else ""

@@ -235,7 +235,7 @@ def read_dialogues(config: ConfigDict, count: int, split: str = "test") -> Dialo
 
     return Dialogues(
         np.stack([resize_and_crop(one["canvas"], size) for one in examples]),
-        np.stack([filled(tokenizer(one["instructions"], length)) for one in examples]),
+        np.stack([filled(tokenizer(one["instructions"], length, warn=False)) for one in examples]),
         np.stack(
             [filled([resize_and_crop(p, size) for p in one["turn_images"]]) for one in examples]
         ),

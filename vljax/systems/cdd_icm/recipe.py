@@ -138,7 +138,7 @@ def _get_stage(
     }
 
 
-#: Turns of a training set, and steps of 256 in ten passes over it.
+#: Turns of a training set.
 _TURNS = {"iclevr": 30_000, "codraw": 34_000}
 
 
@@ -173,14 +173,22 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     config.diffusion.prediction = "epsilon"
     config.backbone_rate = 0.001
     config.guidance.max_ratio = 0.0
-    passes = _TURNS[data_name] // 256
-    for name, epochs in (("icm", 100), ("cdd", 400), ("noisy_icm", 100)):
+    # Validated every ten passes; the rate is halved, and after five halvings a stage ends.
+    ten_passes = 10 * _TURNS[data_name] // 256
+    for name in ("icm", "cdd", "noisy_icm"):
         config.stages[name] = {
             "batch_size": 256,
-            "num_steps": epochs * passes,
+            "num_steps": 100 * ten_passes,
             "accumulate": 1,
             "ema_decay": 0.0,
-            "optimizer": get_optimizer_config(learning_rate=1e-4, weight_decay=0.01),
+            "optimizer": get_optimizer_config(
+                learning_rate=1e-4,
+                weight_decay=0.01,
+                schedule="validation",
+                decay_every=ten_passes,
+                decay_factor=0.5,
+                patience=5,
+            ),
         }
     config.samples.steps = "250"
     config.log.pictures_every = 5000

@@ -60,9 +60,12 @@ def stages(config: ConfigDict) -> list[Stage]:
         raise UserError(f"dropped.share={config.dropped.share}: give a share from 0 to 1")
     rate, benchmark = config.backbone_rate, open_benchmark(config.data)
     tokenizer, length = make_tokenizer(config), config.model.clip.context_length
+    chosen = any(one.optimizer.schedule == "validation" for one in config.stages.values())
+    validation = Turns(benchmark.dialogues("val")) if chosen else None
     turn = functools.partial(
         Stage,
         source=Turns(benchmark.dialogues()),
+        validation=validation,
         transform=turn_transform(tokenizer, length, config.data.image_size),
     )
     # Of the backbone both encoders use all but CLIP's own projections; batch norms keep their
@@ -78,8 +81,8 @@ def stages(config: ConfigDict) -> list[Stage]:
                 name="clip",
                 loss=clip_loss,
                 train=[(r"clip\.(?!.*running_)", 1.0)],
-                source=benchmark.pictures(("image", "captions", "instructions", "turn_images")),
-                transform=told_transform(tokenizer, length),
+                source=Turns(benchmark.dialogues()),
+                transform=told_transform(tokenizer, length, config.data.image_size),
                 config=config.stages.clip,
             )
         )
@@ -131,23 +134,26 @@ def turn_transform(tokenizer: Tokenizer, length: int, size: int) -> Transform:
         return {
             "reference": resize_and_crop(example["reference"], size),
             "target": resize_and_crop(example["target"], size),
-            "tokens": tokenizer([example["instruction"]], length)[0],
+            "tokens": tokenizer([example["instruction"]], length, warn=False)[0],
         }
 
     return transform
 
 
-def told_transform(tokenizer: Tokenizer, length: int) -> Transform:
-    """A scene under a caption, or as often its picture after a turn under the instruction."""
+def told_transform(tokenizer: Tokenizer, length: int, size: int) -> Transform:
+    """A turn's picture (`image`) under the instruction, or as often under a caption that fits."""
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        texts, image = example["captions"], example["image"]
-        which = rng.integers(len(texts))
+        texts = [example["instruction"]]
         if rng.random() < 0.5:
-            texts = example["instructions"]
-            which = rng.integers(len(texts))
-            image = example["turn_images"][which]
-        return {"image": image, "tokens": tokenizer([texts[which]], length)[0]}
+            # Each word is a token, and so is each comma.
+            fits = (
+                t for t in example["captions"] if len(t.replace(",", " ,").split()) < length - 1
+            )
+            texts = [*fits] or texts
+        text = texts[rng.integers(len(texts))]
+        image = resize_and_crop(example["target"], size)
+        return {"image": image, "tokens": tokenizer([text], length, warn=False)[0]}
 
     return transform
 

@@ -15,11 +15,12 @@ from vljax.diffusion.process import Process, make_process, q_sample
 from vljax.diffusion.progress import report_to
 from vljax.doors import parse_config
 from vljax.errors import UserError
+from vljax.models.localizer import ObjectLocalizer
 from vljax.models.parameters import named_parameters
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import contrastive_loss, cosine
 from vljax.systems import cdd_icm
-from vljax.systems.cdd_icm import method, training
+from vljax.systems.cdd_icm import evaluation, method, training
 from vljax.systems.cdd_icm.evaluation import BY_TURN, LAST, RETRIEVAL, SAID, STEPS
 from vljax.systems.cdd_icm.method import Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import (
@@ -500,3 +501,35 @@ def test_papers_rows_add_up():
     for row in rows:
         p, r = row.values["precision"], row.values["recall"]
         assert abs(2 * p * r / (p + r) - row.values["F1 (of means)"]) < 0.011
+
+
+class Localiser(nnx.Module):
+    """Three of 58 classes are there; a picture's first value tells the place of the first."""
+
+    published_names = staticmethod(ObjectLocalizer.published_names)
+
+    def __init__(self, classes, coordinates, *, rngs):
+        assert (classes, coordinates) == (58, 3)
+
+    def __call__(self, images):
+        first = images[:, 0, 0, 0]
+        places = jnp.stack([first, 1 - first, first / 2], -1)[:, None].repeat(58, 1)
+        return jnp.where(jnp.arange(58) < 3, 0.6, 0.4) * jnp.ones((len(images), 1)), places
+
+
+def test_genevas_localiser_judges_where_it_is_given(monkeypatch):
+    """Its layouts, with depth for CoDraw; a file of something else is refused."""
+    sizes = {"detector": 58, "localizer": 58 * 3}
+    tensors = {f"module.{name}.1.bias": np.zeros(n, np.float32) for name, n in sizes.items()}
+    monkeypatch.setattr(evaluation, "read_tensors", lambda path: tensors)
+    monkeypatch.setattr(evaluation, "assign", lambda skeleton, tensors, origin: skeleton)
+    monkeypatch.setattr(evaluation, "ObjectLocalizer", Localiser)
+    see = evaluation.open_localizer("codraw.pth", 2)
+    levels = np.array([0, 51, 102], np.uint8)
+    layouts = see(np.full((3, 9, 9, 3), levels[:, None, None, None]))
+    assert [layout.present.sum() for layout in layouts] == [3, 3, 3]
+    first = [layout.centres[0] for layout in layouts]
+    np.testing.assert_allclose(first, [(0, 0), (0.2, 0.1), (0.4, 0.2)], atol=1e-6)
+    tensors.clear()
+    with pytest.raises(UserError, match="holds no detector and localizer"):
+        evaluation.open_localizer("codraw.pth", 2)

@@ -1,9 +1,10 @@
 """CDD-ICM judged: tables 1 and 2, curves over turns, stated relations, drift, retrieval.
 
 Pictures are judged by what a detector sees in them against what it sees in the true ones, never
-against labels: on scenes by the oracle. All turns count for precision, recall and F1, the last
-ones for RSIM, as in CDD-ICM and LatteGAN; a table of last turns alone is GeNeVA's protocol.
-Dialogues are drawn on the model's own pictures unless a row says "true references".
+against labels: the oracle on scenes, GeNeVA's localiser where its weights are given. All turns
+count for precision, recall and F1, the last ones for RSIM, as in CDD-ICM and LatteGAN; a table of
+last turns alone is GeNeVA's protocol. Dialogues are drawn on the model's own pictures unless a row
+says "true references".
 
 Beside the model stand who copies the reference, and on scenes who draws the scene anew from the
 instructions alone (the ceiling, for a text does not fix a place), heeding them or not (chance).
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 from scipy import ndimage
@@ -25,12 +27,15 @@ from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.dialogues import SceneDialogues
 from vljax.data.pictures.images import contact_sheet
 from vljax.data.scenes import RELATIONS, Scene, SceneObject, follow, relations, render
+from vljax.errors import UserError
 from vljax.metrics.layout import GenevaScore, Layout, geneva_score, layout_of, mean_geneva_score
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
 from vljax.metrics.retrieval import draw_distractors, retrieval_accuracy
+from vljax.models.localizer import ObjectLocalizer, localizer_pixels
 from vljax.ops.pixels import to_unit
-from vljax.request import option
+from vljax.pretrained import assign, read_tensors
+from vljax.request import File, option
 from vljax.systems.cdd_icm.method import SAMPLERS, Dialogues, Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import CDDICM, encode_image, read
 from vljax.systems.cdd_icm.paper import PAPER, TABLE_1, TABLE_2
@@ -75,6 +80,9 @@ class Judging:
     compared_steps: tuple[str, ...] = option(
         (), help="further numbers of steps to draw the same dialogues with: 250 trailing10 …"
     )
+    localizer: File | None = option(
+        None, help="GeNeVA's published detector and localiser, which judges i-CLEVR and CoDraw"
+    )
     without_guidance: bool = option(
         False, help="draw also without ICM guidance, and without classifier-free guidance"
     )
@@ -112,17 +120,16 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
         "steps": study.drawing().steps,
     }
     rows: list[Row] = []
-    detector = Detector.of(benchmark)
-    if detector is None:
-        notes["objects"] = f"not judged: no detector knows the objects of {benchmark.label}"
-    else:
+    detector = open_detector(benchmark, judging)
+    notes["objects found by"] = "none: give --localizer" if detector is None else detector.name
+    if detector is not None:
         meant = detector.layouts(given.pictures, given.lengths)
         judged = {
             name: detector.score(pictures, meant, given) for name, pictures in made.items()
         } | {name: detector.score(pictures, meant, given) for name, pictures in floors.items()}
         rows += _tables(benchmark.label, judged, list(made), given)
-        if "turn_relation" in given.examples[0]:
-            rows += _said(detector, made | floors, given)
+        if detector.detect is not None and "turn_relation" in given.examples[0]:
+            rows += _said(detector.detect, made | floors, given)
     for name, pictures in made.items():
         supplied_references = name == "w/o iterative setting"
         rows += _drift(detector, name, pictures, given, supplied_references)
@@ -215,28 +222,20 @@ class Detector:
     """What finds objects in pictures.
 
     Attributes:
-        detect: A picture's objects.
-        classes: How many kinds there are.
+        name: What it is.
+        see: The layouts of pictures [n h w 3].
+        detect: A picture's objects with their outlines; None where only layouts are known.
     """
 
-    detect: Callable[[np.ndarray], Sequence[Any]]
-    classes: int
-
-    @staticmethod
-    def of(benchmark: Benchmark) -> "Detector | None":
-        """The oracle, where the data have one."""
-        oracle = benchmark.oracle
-        return None if oracle is None else Detector(oracle.detect, len(benchmark.classes))
-
-    def layout(self, picture: UInt8[np.ndarray, "h w 3"]) -> Layout:
-        """The classes of a picture and their places."""
-        return layout_of(self.detect(picture), self.classes, picture.shape[:2])
+    name: str
+    see: Callable[[UInt8[np.ndarray, "n h w 3"]], list[Layout]]
+    detect: Callable[[UInt8[np.ndarray, "h w 3"]], Sequence[Any]] | None = None
 
     def layouts(self, pictures: Pictures, lengths: np.ndarray) -> list[list[Layout]]:
         """Of every turn of every dialogue."""
-        return [
-            [self.layout(pictures[i, j]) for j in range(length)] for i, length in enumerate(lengths)
-        ]
+        valid = np.arange(pictures.shape[1]) < lengths[:, None]
+        found = iter(self.see(pictures[valid]))
+        return [[next(found) for _ in range(length)] for length in lengths]
 
     def score(
         self, pictures: Pictures, meant: list[list[Layout]], given: Dialogues
@@ -247,6 +246,58 @@ class Detector:
             [geneva_score(one, other) for one, other in zip(f, m, strict=True)]
             for f, m in zip(found, meant, strict=True)
         ]
+
+
+def open_detector(benchmark: Benchmark, judging: Judging) -> Detector | None:
+    """GeNeVA's localiser where its weights are given, else the data's oracle, or None.
+
+    Raises:
+        UserError: the weights cannot be read, or are of other classes.
+    """
+    if judging.localizer is not None:
+        return Detector("GeNeVA's localiser", open_localizer(judging.localizer, judging.batch_size))
+    oracle = benchmark.oracle
+    if oracle is None:
+        return None
+    classes = len(benchmark.classes)
+
+    def see(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Layout]:
+        return [layout_of(oracle.detect(one), classes, one.shape[:2]) for one in pictures]
+
+    return Detector("the oracle", see, oracle.detect)
+
+
+def open_localizer(
+    path: str, batch_size: int
+) -> Callable[[UInt8[np.ndarray, "n h w 3"]], list[Layout]]:
+    """GeNeVA's detector and localiser as what sees layouts; of CoDraw x and depth count.
+
+    Raises:
+        UserError: the file cannot be read, or is none of GeNeVA's.
+    """
+    tensors = ObjectLocalizer.published_names(read_tensors(path))
+    sizes = [len(tensors.get(f"{part}.1.bias", ())) for part in ("detector", "localizer")]
+    if not sizes[0] or sizes[1] % sizes[0]:
+        raise UserError(
+            f"--localizer={path}: holds no detector and localizer as GeNeVA's do; give "
+            "iclevr_inception_best_checkpoint.pth or codraw_inception_best_checkpoint.pth"
+        )
+    skeleton = jax.eval_shape(
+        lambda: ObjectLocalizer(sizes[0], sizes[1] // sizes[0], rngs=nnx.Rngs(0))
+    )
+    model = jax.tree.map(jnp.asarray, assign(skeleton, tensors, origin=path))
+    run = jax.jit(lambda model, images: model(images))
+
+    def see(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Layout]:
+        layouts = []
+        for first in range(0, len(pictures), batch_size):
+            part = np.minimum(np.arange(first, first + batch_size), len(pictures) - 1)
+            found, places = run(model, localizer_pixels(pictures[part]))
+            centres = np.asarray(places, np.float64)[..., [0, -1]]
+            layouts += [Layout(*one) for one in zip(np.asarray(found) > 0.5, centres, strict=True)]
+        return layouts[: len(pictures)]
+
+    return see
 
 
 def _means(scores: list[list[GenevaScore]]) -> dict[str, float]:
@@ -306,14 +357,16 @@ def seen_scene(detections: Sequence[Any], side: int, ground: Any) -> Scene:
     )
 
 
-def _said(detector: Detector, made: dict[str, Pictures], given: Dialogues) -> Iterator[Row]:
+def _said(
+    detect: Callable[[np.ndarray], Sequence[Any]], made: dict[str, Pictures], given: Dialogues
+) -> Iterator[Row]:
     """How often an object stands to another as its turn says, of all that were to be added."""
     for name, pictures in made.items():
         holds, shown = [], []
         for i, example in enumerate(given.examples):
             for j in range(1, int(given.lengths[i])):
                 picture = pictures[i, j]
-                scene = seen_scene(detector.detect(picture), picture.shape[0], None)
+                scene = seen_scene(detect(picture), picture.shape[0], None)
                 labels = [thing.label for thing in scene.objects]
                 pair = (int(example["turn_added"][j]), int(example["turn_anchor"][j]))
                 shown.append(all(label in labels for label in pair))
@@ -347,6 +400,7 @@ def _drift(
 
     Left out is what the true turn changed and, on scenes, what the picture shows of the new object.
     """
+    detect = None if detector is None else detector.detect
     for turn in range(pictures.shape[1]):
         found = []
         for i in np.flatnonzero(given.lengths > turn):
@@ -356,9 +410,9 @@ def _drift(
             before = true_before if true_references else drawn_before
             difference = np.abs(truth[turn].astype(int) - true_before).max(-1)
             changed = difference > _CHANGED
-            if detector is not None and "turn_added" in given.examples[i]:
+            if detect is not None and "turn_added" in given.examples[i]:
                 added = int(given.examples[i]["turn_added"][turn])
-                for one in detector.detect(pictures[i, turn]):
+                for one in detect(pictures[i, turn]):
                     changed |= one.mask & (one.label == added)
             where = ~ndimage.binary_dilation(changed, iterations=2)
             found.append(psnr(pictures[i, turn][None], before[None], where[None])[0])

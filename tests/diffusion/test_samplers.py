@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from vljax.diffusion.likelihood import bits_per_dimension
 from vljax.diffusion.noise import example_keys, start_noise, step_noise
@@ -108,6 +107,7 @@ PEER_PREDICTION = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 def peer_loop(scheduler, x, **step_arguments):
     """Run a diffusers scheduler on the toy denoiser, channels last as it does not care."""
+    torch = pytest.importorskip("torch")
 
     def denoiser(x, t):
         return 0.6 * x + 0.2 * torch.sin(0.01 * t + 3 * x)
@@ -132,7 +132,7 @@ def peer_loop(scheduler, x, **step_arguments):
 )
 def test_dpm_solver_matches_diffusers(tools, spacing, count, prediction):
     """algorithm_type dpmsolver++, order 2, midpoint, final sigma zero, lower_order_final."""
-    from diffusers import DPMSolverMultistepScheduler
+    DPMSolverMultistepScheduler = pytest.importorskip("diffusers").DPMSolverMultistepScheduler
 
     peer = DPMSolverMultistepScheduler(
         **STABLE_DIFFUSION,
@@ -161,7 +161,8 @@ def test_dpm_solver_matches_diffusers(tools, spacing, count, prediction):
 )
 def test_ddim_and_inversion_match_diffusers(tools, count, prediction):
     """Stable Diffusion's settings: leading, steps_offset 1, set_alpha_to_one False, no clip."""
-    from diffusers import DDIMInverseScheduler, DDIMScheduler
+    diffusers = pytest.importorskip("diffusers")
+    DDIMInverseScheduler, DDIMScheduler = diffusers.DDIMInverseScheduler, diffusers.DDIMScheduler
 
     settings = {
         **STABLE_DIFFUSION,
@@ -188,7 +189,8 @@ def test_ddim_and_inversion_match_diffusers(tools, count, prediction):
 
 
 def test_random_ddim_matches_diffusers(tools):
-    from diffusers import DDIMScheduler
+    torch = pytest.importorskip("torch")
+    DDIMScheduler = pytest.importorskip("diffusers").DDIMScheduler
 
     count, eta = 10, 0.6
     x, theirs = start_noise(KEYS, (3, 2, 2)), None

@@ -15,10 +15,15 @@ import pytest
 from PIL import Image
 
 from tests.lowering import PLATFORMS, lower, lower_gradient, lower_instead, lower_step
+from vljax.data.dialogues import CANVAS, SceneDialogues
+from vljax.data.pictures import geneva
+from vljax.data.scenes import Scenes
+from vljax.data.text.tokenizers import train_tokenizer
 from vljax.data.text.vocabulary import learn_words
 from vljax.diffusion.process import make_process
 from vljax.doors import parse_config
 from vljax.systems import load_system, shape_guided
+from vljax.systems.cdd_icm import method as cdd_icm
 from vljax.systems.sdg import method as sdg
 from vljax.systems.shape_guided.batch import Wish, make_batch
 from vljax.systems.shape_guided.method import generate, invert
@@ -27,9 +32,12 @@ from vljax.systems.voi import use as voi
 from vljax.training.weights import stages_to_train
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery")
+SMALL = ("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery", "cdd_icm_iclevr")
 # Shape-Guided's published recipe trains nothing.
-PUBLISHED = ("sdg_ffhq", "sdg_lsun", "voi_coco", "voi_django", "voi_gigaword", "voi_wmt16")
+PUBLISHED = (
+    *("sdg_ffhq", "sdg_lsun", "voi_coco", "voi_django", "voi_gigaword", "voi_wmt16"),
+    "cdd_icm_iclevr",
+)
 
 
 def pictures(folder):
@@ -62,7 +70,21 @@ def captions(folder):
     np.savez(folder / "features" / "picture.npz", **regions)
 
 
-DATA = {"sdg_ffhq": pictures, "sdg_lsun": lsun, "voi_coco": captions}
+def dialogues(folder):
+    """Two dialogues of scenes as i-CLEVR's files, and a tokenizer beside them."""
+    pytest.importorskip("h5py")
+    scenes = SceneDialogues(Scenes(size=2, image_size=128), CANVAS)
+    for split in ("train", "val", "test"):
+        geneva.write(folder / f"clevr_{split}.h5", scenes)
+    train_tokenizer(["a line of words"], 520).save(folder / "tokenizer.json")
+
+
+DATA = {
+    "sdg_ffhq": pictures,
+    "sdg_lsun": lsun,
+    "voi_coco": captions,
+    "cdd_icm_iclevr": dialogues,
+}
 
 
 @pytest.fixture
@@ -76,6 +98,8 @@ def opened(request, tmp_path, monkeypatch):
         flags[1] += f":{tmp_path / 'cat'}"
         if name.startswith("sdg"):
             flags.append("--config.pretrained.clip=clip.pt")
+        if name.startswith("cdd_icm"):
+            flags.append(f"--config.tokenizer={tmp_path / 'cat' / 'tokenizer.json'}")
     if kind == "shallow":
         flags.append("--config.model.layers=1")
     config, _ = parse_config(flags)
@@ -138,6 +162,26 @@ def test_pictures_under_every_guidance_of_sdg(opened, monkeypatch):
     keys = jax.random.split(jax.random.key(0), 4)
     made = sdg.Drawing(config, "ddpm", "4")(skeleton, keys, request, (picture, 8))
     assert made.shape == (4, size, size, 3)
+    (program,) = lowered
+    assert is_fused(program) == (config.model.diffusion.dtype == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "cdd_icm_iclevr", slow=False) + cases("published", "cdd_icm_iclevr", slow=True),
+    indirect=True,
+)
+def test_turns_of_cdd_icm(opened, monkeypatch):
+    """Under both guidances, of two candidates."""
+    config, _, skeleton = opened
+    lowered = lower_instead(monkeypatch, cdd_icm, "_draw")
+    size, length = config.data.image_size, config.model.clip.context_length
+    reference, tokens = np.zeros((2, size, size, 3), np.uint8), np.zeros((2, length), np.int32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    made = cdd_icm.Drawing(config, steps="4", candidates=2).turn(
+        skeleton, keys, 1, reference, tokens
+    )
+    assert made.pictures.shape == reference.shape
     (program,) = lowered
     assert is_fused(program) == (config.model.diffusion.dtype == "bfloat16")
 

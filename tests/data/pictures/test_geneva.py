@@ -191,3 +191,37 @@ def test_whoever_follows_the_instructions_satisfies_them(scenes):
             assert anew[-1].objects != turns[-1].scene.objects
     assert all(holds[True])
     assert 0.2 < np.mean(holds[False]) < 0.7
+
+
+class Long:
+    """A dialogue of one turn and one of 14, whose texts are long, as CoDraw has them."""
+
+    classes = ("sun", "tree")
+    lengths = np.array([1, 14])
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        n = int(self.lengths[index])
+        return {
+            "canvas": np.full((8, 8, 3), 200, np.uint8),
+            "instructions": [f"<teller> {'größer and ' * 100}{i}" for i in range(n)],
+            "turn_images": np.arange(n * 192, dtype=np.uint64).reshape(n, 8, 8, 3).astype(np.uint8),
+            "turn_class_vectors": np.ones((n, 2), bool),
+            "turn_coordinates": np.full((n, 2, 3), 2, np.float32),
+        }
+
+
+def test_dialogues_of_one_and_of_14_turns_of_long_texts(h5py, tmp_path):
+    write(tmp_path / "codraw_test.h5", Long(), "codraw")
+    read = Geneva(tmp_path / "codraw_test.h5")
+    assert read.lengths.tolist() == [1, 14]
+    assert read.classes == ("sun", "tree")
+    assert read.instructions(1) == Long()[1]["instructions"]
+    turns = Turns(read)
+    assert len(turns) == 15
+    np.testing.assert_array_equal(turns[1]["reference"], turns[0]["reference"])  # the canvas
+    np.testing.assert_array_equal(turns[14]["target"], Long()[1]["turn_images"][-1])
+    config = {"name": "codraw", "path": str(tmp_path), "image_size": 32}
+    assert len(open_benchmark(ConfigDict(config)).dialogues("test")[1]["instructions"]) == 14

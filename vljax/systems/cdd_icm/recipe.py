@@ -158,7 +158,8 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
         {"name": data_name, "path": data_dir, "image_size": 128, "workers": 8, "scenes": {}}
     )
     config.model.features = 512
-    config.model.clip = {**PUBLISHED["ViT-B/32"], "remat": "keep_nothing", "dtype": "bfloat16"}
+    clip = {"context_length": 77, "remat": "keep_nothing", "dtype": "bfloat16"}
+    config.model.clip = {**PUBLISHED["ViT-B/32"], **clip}
     config.model.diffusion.update(
         {
             "model_channels": 128,

@@ -61,9 +61,12 @@ def test_real_pictures_are_at_no_distance_from_themselves():
 
 
 def test_notes_say_who_judges():
-    stand_in = Judge(embed, REAL)
-    assert stand_in.notes["FID"] == "stand-in: features of the clean CLIP"
-    assert stand_in.notes["diversity"] == "1 − cosine of CLIP (stand-in for LPIPS)"
+    stand_in = Judge(embed, REAL, name="the clean CLIP")
+    assert stand_in.notes == {
+        "FID": "stand-in: features of the clean CLIP",
+        "diversity": "1 − cosine of the clean CLIP (stand-in for LPIPS)",
+        "retrieval": "the clean CLIP, top k among 99 other real pictures",
+    }
     distance = Distance("absolute", lambda x: x, lambda a, b: jnp.abs(a - b).mean((1, 2, 3)))
     told = Judge(embed, REAL, inception=lambda x: embed(x)[:, :2], distance=distance)
     assert (told.notes["FID"], told.notes["diversity"]) == ("Inception-v3", "absolute")

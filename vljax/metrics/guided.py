@@ -30,6 +30,7 @@ class Judge:
         embed: A CLIP's image tower, from uint8 pictures [b h w 3] to embeddings [b e]; jitted. Not
             that which guides.
         real: Real pictures; retrieval draws its distractors from them, FID compares with them.
+        name: What `embed` is, for the notes.
         inception: Features for FID from uint8 pictures, or None for `embed` in its place.
         distance: Between pictures in [-1, 1], for diversity, or None for `embed` in its place.
         batch_size: Pictures embedded at a time.
@@ -41,6 +42,7 @@ class Judge:
         embed: Callable[[Any], Float[Array, "b e"]],
         real: UInt8[np.ndarray, "n h w 3"],
         *,
+        name: str = "CLIP",
         inception: Callable[[Any], Float[Array, "b d"]] | None = None,
         distance: Distance | None = None,
         batch_size: int = 32,
@@ -51,12 +53,12 @@ class Judge:
         self.features = inception or embed
         self.real = self._gaussian(real)
         self.distance = distance or embedding_distance(
-            lambda images: embed(to_pixels(images)), "CLIP"
+            lambda images: embed(to_pixels(images)), name
         )
         self.notes = {
-            "FID": "Inception-v3" if inception else "stand-in: features of the clean CLIP",
+            "FID": "Inception-v3" if inception else f"stand-in: features of {name}",
             "diversity": self.distance.label,
-            "retrieval": f"clean CLIP, top k among {DISTRACTORS} other real pictures",
+            "retrieval": f"{name}, top k among {DISTRACTORS} other real pictures",
         }
 
     def columns(

@@ -306,6 +306,7 @@ def _make_judge(model: SDG, config: ConfigDict, judging: Judging) -> Judge:
     return Judge(
         functools.partial(embed, model.clip),
         real,
+        name="the clean CLIP",
         inception=inception_features(judging.inception) if judging.inception else None,
         distance=lpips_distance(load_lpips(judging.lpips)) if judging.lpips else None,
         batch_size=judging.batch_size,

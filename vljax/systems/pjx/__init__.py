@@ -4,7 +4,8 @@ Park, *Vision and Language Understanding Through Generative Modeling* (2023), ch
 al., "Multimodal Explanations: Justifying Decisions and Pointing to the Evidence" (2018). Parts,
 trained one after the other:
 
-- `trunk`, pictures to a grid of features; published, or trained here on scenes;
+- `trunk`, pictures to a grid of features; published, or trained here on scenes, where a
+  `recogniser` of what pictures show begins;
 - `question` and `answerer`, the answering model;
 - `explainer`, which points and writes, given an answer (equations 2.1 to 2.10);
 - `without_attention` and `on_descriptions`, the explainers of table 2.2's ablations.

@@ -90,7 +90,7 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
             for how, truly in (("true answer", True), ("own answer", False)):
                 told[name, how] = _texts(words, ask(part, truly))
     floors = _floors(config, judged, judging.copied)
-    rows += _justifications(benchmark, judged, told, floors, ours["true answer"], notes)
+    rows += _justifications(benchmark, words, judged, told, floors, ours["true answer"], notes)
     rows += _pointing(judged, ours["true answer"], judging.seed, notes)
     rows += _rightness(words, judged, ours["own answer"], told)
     if judging.probed:
@@ -173,18 +173,26 @@ def _floors(config: ConfigDict, judged: Judged, count: int) -> dict[str, list[st
 
 def _justifications(
     benchmark: Benchmark,
+    words: Words,
     judged: Judged,
     told: Mapping[tuple[str, str], list[str]],
     floors: Mapping[str, list[str]],
     ours: Explained,
     notes: dict[str, Any],
 ) -> Iterator[Row]:
-    """Our rows of table 2.2, the blind floors beneath them; on scenes with what is true."""
-    references = [one["justifications"] for one in judged.examples]
+    """Our rows of table 2.2, the blind floors beneath them; on scenes with what is true.
+
+    All texts are split into words as the model's are.
+    """
+
+    def split(texts: Sequence[str]) -> list[str]:
+        return [" ".join(filter(None, words.justifications.split(text))) for text in texts]
+
+    references = [split(one["justifications"]) for one in judged.examples]
     names = ("bleu", "rougeL", *benchmark.text_metrics)
     everyone = {f"{name}, {how}": texts for (name, how), texts in told.items()} | dict(floors)
     for name, texts in everyone.items():
-        scores, missing = text_scores(texts, references, names)
+        scores, missing = text_scores(split(texts), references, names)
         notes |= {f"{metric} not computed": reason for metric, reason in missing.items()}
         values: dict[str, Any] = {"data": benchmark.label}
         values |= {_NAMES.get(metric, metric): value for metric, value in scores.items()}

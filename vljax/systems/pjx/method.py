@@ -6,23 +6,30 @@ The networks' equations (2.1 to 2.10) are in `vljax.models.explainer`, the answe
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from matplotlib import colormaps
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vljax.data.benchmarks import open_benchmark
-from vljax.data.pictures.images import contact_sheet
+from vljax import pretrained
+from vljax.data.benchmarks import Benchmark, open_benchmark
+from vljax.data.pictures.features import Features, compute_features
+from vljax.data.pictures.images import contact_sheet, read_image
 from vljax.data.source import Source
 from vljax.data.text.published import question_ids
+from vljax.data.text.vqa import Questions
+from vljax.errors import UserError
 from vljax.models import decoding
 from vljax.models.explainer import Explainer
-from vljax.systems.pjx.model import PJX, answer, features_of
+from vljax.ops.pixels import to_unit
+from vljax.systems.pjx.model import PJX, answer, features_of, make_trunk
 from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, Words, named, open_words
 from vljax.training.mesh import gather
 
@@ -44,7 +51,10 @@ def open_examples(
         UserError: the data is not there.
     """
     benchmark = open_benchmark(named(config.data, data))
-    fields = ["features" if config.model.trunk.kind == "none" else "image", "answer", *more]
+    if config.data.features and config.model.trunk.kind != "none":
+        compute_once(config, benchmark, held_out)
+    reads = config.data.features or config.model.trunk.kind == "none"
+    fields = ["features" if reads else "image", "answer", *more]
     if config.task == "activity":
         return benchmark.shown(tuple(fields), held_out=held_out)
     fields.append("question")
@@ -53,6 +63,34 @@ def open_examples(
     ):
         fields.append("program")
     return benchmark.questions(tuple(dict.fromkeys(fields)), held_out=held_out)
+
+
+def compute_once(config: ConfigDict, benchmark: Benchmark, held_out: bool) -> None:
+    """Fill the folder `data.features` with what the published trunk makes of the photographs.
+
+    Raises:
+        UserError: the trunk is none that is published, its weights or a photograph cannot be read.
+    """
+    if config.model.trunk.kind == "convolutions" or not config.pretrained.trunk:
+        raise UserError(
+            f"data.features={config.data.features!r}: model.trunk.kind={config.model.trunk.kind!r} "
+            "makes features to keep only with published weights: give pretrained.trunk, or leave "
+            "data.features empty"
+        )
+    source = benchmark.questions(("image",), held_out=held_out)
+    assert isinstance(source, Questions)
+    pictures = source.pictures
+    assert pictures is not None
+    if all(name in Features(Path(config.data.features)) for name in pictures):
+        return
+    skeleton = jax.eval_shape(lambda: make_trunk(config, rngs=nnx.Rngs(0))[0])
+    trunk = pretrained.load(skeleton, config.pretrained.trunk)
+    compute_features(
+        config.data.features,
+        pictures,
+        lambda name: stretched(read_image(pictures[name]), config.data.image_size),
+        jax.jit(lambda images: trunk(to_unit(images))),
+    )
 
 
 def read_example(config: ConfigDict, words: Words, example: Mapping[str, Any]) -> Arrays:
@@ -228,7 +266,7 @@ def over_picture(
 def explained_pictures(config: ConfigDict) -> Callable[[PJX], dict[str, np.ndarray]]:
     """Draws a few held-out pictures with their maps; answers and justifications above them."""
     source, words, count = None, open_words(config), config.samples.count
-    if config.model.trunk.kind != "none":
+    if config.model.trunk.kind != "none" and not config.data.features:
         source = open_examples(config, held_out=True)
 
     def draw(model: PJX) -> dict[str, np.ndarray]:

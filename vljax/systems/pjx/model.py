@@ -16,20 +16,20 @@ from vljax.models.answerers import Answer, Attention, ModuleNetwork, make_answer
 from vljax.models.explainer import Encoded, Explainer
 from vljax.models.fusion import Product
 from vljax.models.question import ProgramWriter, Question, QuestionEncoder, QuestionSizes
-from vljax.models.trunk import Convolutions
+from vljax.models.trunk import Convolutions, Recogniser, published_trunk
 from vljax.ops.fusion import l2_normalise
 from vljax.ops.pixels import to_unit
 from vljax.systems.pjx.recipe import TASKS
-from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, open_words
+from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, label_words, open_words
 
 
 class PJX(nnx.Module):
     """The model.
 
-    A part that a run does without is None: `trunk` where features are read, `question` where
-    nothing is asked, `writer` where no programs are written, `explainer` where a run is for
-    answers alone. `without_attention` and `on_descriptions` are the explainers of table 2.2's
-    ablations.
+    A part that a run does without is None: `trunk` where features are read, `recogniser` where the
+    trunk is published, `question` where nothing is asked, `writer` where no programs are written,
+    `explainer` where a run is for answers alone. `without_attention` and `on_descriptions` are the
+    explainers of table 2.2's ablations.
     """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs) -> None:
@@ -37,6 +37,10 @@ class PJX(nnx.Module):
             raise UserError(f"task={config.task!r}: choose {' or '.join(map(repr, TASKS))}")
         fields, words = config.model, open_words(config)
         self.trunk, channels = make_trunk(config, rngs=rngs)
+        labels = label_words(open_benchmark(config.data).classes)
+        self.recogniser = (
+            Recogniser(channels, len(labels), rngs=rngs) if "recognise" in config.stages else None
+        )
         self.vector, self.dtype = fields.explainer.features, fields.dtype
         asks = config.task == "question"
         self.question = (
@@ -106,6 +110,8 @@ def make_trunk(config: ConfigDict, *, rngs: nnx.Rngs) -> tuple[Any, int]:
     match fields.kind:
         case "convolutions":
             return Convolutions(fields.width, rngs=rngs), fields.width + 2
+        case "resnet50" | "resnet101" | "resnet152" | "clip":
+            return published_trunk(fields.kind, config.pretrained.trunk, rngs=rngs)
         case "none":
             if fields.channels < 1:
                 raise UserError(
@@ -115,16 +121,19 @@ def make_trunk(config: ConfigDict, *, rngs: nnx.Rngs) -> tuple[Any, int]:
             return None, fields.channels
         case _:
             raise UserError(
-                f"model.trunk.kind={fields.kind!r}: choose 'convolutions', or 'none' with features "
-                "made once (data.features)"
+                f"model.trunk.kind={fields.kind!r}: choose 'convolutions', one of 'resnet50', "
+                "'resnet101', 'resnet152' and 'clip' with pretrained.trunk, or 'none' with "
+                "features made once (data.features)"
             )
 
 
 def features_of(model: PJX, batch: Mapping[str, Array]) -> Float[Array, "b h w c"]:
-    """A batch's features: read, with norm 1 over the whole map as published, or the trunk's."""
-    if model.trunk is None:
-        return l2_normalise(batch["features"], "map").astype(model.dtype)
-    return model.trunk(to_unit(batch["image"]).astype(model.dtype))
+    """A batch's features, read or the trunk's; of published ones the map has norm 1."""
+    if "features" in batch:
+        features = batch["features"].astype(model.dtype)
+    else:
+        features = model.trunk(to_unit(batch["image"]).astype(model.dtype))
+    return features if isinstance(model.trunk, Convolutions) else l2_normalise(features, "map")
 
 
 def answer(

@@ -26,8 +26,13 @@ def get_config() -> ConfigDict:
             # Most words of a question, of which the last ones stay, and of a justification.
             "max_question": 15,
             "max_words": 36,
-            # Folder of features made once (`.npz`, key `x`); empty to read pictures.
+            # Folder of features made once (`.npz`, key `x`); a published trunk fills it where it
+            # lacks some. Empty to read pictures.
             "features": "",
+            # Folder of the photographs, where it is not `path`, and what is judged: by default
+            # 'val' of VQA, 'test' of what is explained.
+            "pictures": "",
+            "eval_split": "",
             # Of the same folder, the data set whose answers are learnt; empty for `name` itself.
             "answers_from": "",
             # Published vocabularies of answers, questions and justifications; empty for our own.
@@ -37,8 +42,8 @@ def get_config() -> ConfigDict:
     )
     config.model = {
         "dtype": "float32",
-        # 'convolutions', trained here; 'resnet50' to 'resnet152' or 'clip', published and frozen;
-        # 'none' where features are read.
+        # 'convolutions', trained here; 'resnet50', 'resnet101', 'resnet152' or 'clip', given by
+        # pretrained.trunk and never trained; 'none' where features are only read.
         "trunk": {"kind": "convolutions", "width": 64, "channels": 0},
         "question": {"embedding": 64, "hidden": 64, "layers": 2, "rate": 0.0, "bound": 0.3},
         "answerer": {
@@ -55,7 +60,7 @@ def get_config() -> ConfigDict:
                 "glimpses": 1,
                 "rate": 0.0,
             },
-            "film": {"width": 64, "hidden": 128, "rate": 0.0},
+            "film": {"width": 64, "blocks": 3, "head": 128, "hidden": 128},
             "relation": {"cells": 7, "width": 128, "rate": 0.0},
             "coattention": {"width": 128, "rate": 0.0},
             "bilinear": {"width": 128, "glimpses": 2, "rate": 0.0},
@@ -83,10 +88,13 @@ def get_config() -> ConfigDict:
     # Whether table 2.2's ablations train as well: without attention, and on descriptions.
     config.ablations = True
     config.stages = {
-        "answer": get_stage_config(2_400, learning_rate=3e-3),
-        "explain": get_stage_config(1_200, learning_rate=3e-3),
-        "explain_without_attention": get_stage_config(1_200, learning_rate=3e-3),
-        "describe": get_stage_config(600, learning_rate=3e-3),
+        # What a picture shows, to begin with: a trunk that starts from nothing has no photographs
+        # behind it, and answers alone teach it colours and shapes only slowly.
+        "recognise": get_stage_config(1_200, learning_rate=3e-3),
+        "answer": get_stage_config(1_500, learning_rate=3e-3),
+        "explain": get_stage_config(900, learning_rate=3e-3),
+        "explain_without_attention": get_stage_config(900, learning_rate=3e-3),
+        "describe": get_stage_config(300, learning_rate=3e-3),
     }
     config.pretrained = {"trunk": "", "question": "", "answerer": "", "explainer": ""}
     config.samples = {"count": 6}
@@ -116,6 +124,7 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     """
     config = get_config()
     config.data.update({"name": data_name, "path": data_dir, "features": data_dir, "workers": 4})
+    config.data.image_size = 448
     config.model.trunk.update({"kind": "none", "channels": 2048})
     config.model.dtype = "bfloat16"
     config.model.question = {

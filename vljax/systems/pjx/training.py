@@ -1,4 +1,7 @@
-"""PJ-X's training stages: to answer, then to explain (section 2.5.1); ACT-X learns both at once."""
+"""PJ-X's training stages: to answer, then to explain (section 2.5.1); ACT-X learns both at once.
+
+A trunk of our own first learns to recognise what pictures show, as published ones have.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,16 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
+from vljax.data.benchmarks import open_benchmark
 from vljax.data.source import Transform
 from vljax.data.text.published import explanation_ids
 from vljax.errors import UserError
 from vljax.models.explainer import Encoded, Explainer
-from vljax.systems.pjx.method import explained_pictures, open_examples, read_example
+from vljax.systems.pjx.method import explained_pictures, open_examples, read_example, stretched
 from vljax.systems.pjx.model import PJX, answer, features_of
-from vljax.systems.pjx.words import Words, open_words
+from vljax.systems.pjx.words import Words, label_words, open_words
 from vljax.training.stage import Stage
 
 # The explainer that a stage teaches, and the texts that it learns to write.
@@ -28,15 +33,14 @@ _EXPLAINERS = {
 
 
 def stages(config: ConfigDict) -> list[Stage]:
-    """`answer` and `explain`, or `joint`; then table 2.2's ablations where the run has them.
+    """`recognise`, `answer` and `explain`, or `joint`; then table 2.2's ablations; what there is.
 
     Raises:
         UserError: the data is not there, a field cannot be, or a stage has no such name.
     """
-    if unknown := {*config.stages} - {"answer", *_EXPLAINERS}:
-        raise UserError(
-            f"stages.{min(unknown)}: choose 'answer', {', '.join(map(repr, _EXPLAINERS))}"
-        )
+    names = ("recognise", "answer", *_EXPLAINERS)
+    if unknown := {*config.stages} - {*names}:
+        raise UserError(f"stages.{min(unknown)}: choose one of {', '.join(map(repr, names))}")
     if config.own_answer not in ("index", "distribution"):
         raise UserError(f"own_answer={config.own_answer!r}: choose 'index' or 'distribution'")
     words = open_words(config)
@@ -45,8 +49,8 @@ def stages(config: ConfigDict) -> list[Stage]:
         answering.append((r"trunk\.", 1.0))
     if config.task == "activity":
         answering[0] = (r"answerer\.", 1.0)
-    found = []
-    for name in ("answer", *_EXPLAINERS):
+    found = [_recognise(config)] if "recognise" in config.stages else []
+    for name in names[1:]:
         if name not in config.stages:
             continue
         part, field = _EXPLAINERS.get(name, (None, None))
@@ -71,6 +75,41 @@ def stages(config: ConfigDict) -> list[Stage]:
             )
         )
     return found
+
+
+def _recognise(config: ConfigDict) -> Stage:
+    """The stage in which the trunk learns what pictures show.
+
+    Raises:
+        UserError: the trunk is published, or the data has no classes.
+    """
+    benchmark = open_benchmark(config.data)
+    if config.model.trunk.kind != "convolutions" or not benchmark.classes:
+        raise UserError(
+            f"stages.recognise: model.trunk.kind={config.model.trunk.kind!r} on "
+            f"data.name={config.data.name!r} has nothing to learn there; leave the stage out"
+        )
+    labels = label_words(benchmark.classes)
+    said = np.array([[label in name.split() for label in labels] for name in benchmark.classes])
+
+    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        image = stretched(example["image"], config.data.image_size)
+        return {"image": image, "shows": example["class_vector"] @ said}
+
+    def loss(model: PJX, batch: Mapping[str, Array], key: Key[Array, ""]) -> Any:
+        assert model.recogniser is not None
+        logits = model.recogniser(features_of(model, batch))
+        loss = optax.sigmoid_binary_cross_entropy(logits, batch["shows"]).mean()
+        return loss, {"label_accuracy": ((logits > 0) == batch["shows"]).mean()}
+
+    return Stage(
+        name="recognise",
+        loss=loss,
+        train=[(r"(trunk|recogniser)\.", 1.0)],
+        source=benchmark.pictures(("image", "class_vector")),
+        transform=transform,
+        config=config.stages.recognise,
+    )
 
 
 def _transform(config: ConfigDict, words: Words, field: str | None) -> Transform:

@@ -60,7 +60,8 @@ def open_judged(
     if scenes is not None:
         more += ["evidence", "question_kind"] if config.task == "question" else ["evidence"]
     source = open_examples(config, more, held_out=True)
-    known, out = [], 0
+    known: list[tuple[int, dict[str, Any]]] = []
+    out = 0
     for i in range(len(source)):
         if len(known) == count:
             break

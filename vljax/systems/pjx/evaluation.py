@@ -21,7 +21,7 @@ from vljax.data.scenes.truth import read
 from vljax.data.scenes.world import masks
 from vljax.metrics import pointing
 from vljax.metrics.report import Report, Row
-from vljax.metrics.simulatability import guess_rightness
+from vljax.metrics.simulatability import guess_rightness, predict_answers
 from vljax.metrics.text import text_scores
 from vljax.metrics.vqa import vqa_accuracy
 from vljax.request import option
@@ -94,9 +94,7 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
     rows += _pointing(judged, ours["true answer"], judging.seed, notes)
     rows += _rightness(words, judged, ours["own answer"], told)
     if judging.probed:
-        rows += faithfulness(
-            model, config, words, judged, ours["true answer"], judging.probed, judging.seed
-        )
+        rows += faithfulness(model, config, words, judged, ours, judging.probed, judging.seed)
     figures |= _figures(words, judged, ours["own answer"])
     return Report((*rows, *paper_rows()), notes, figures)
 
@@ -229,7 +227,7 @@ def _agreement(
     for i, (text, scene) in enumerate(zip(texts, scenes, strict=True)):
         named = read(text, scene).named
         if named:
-            shown = masks(scene, judged.arrays[i]["image"].shape[0])[list(named)].any(0)
+            shown = np.any(masks(scene, judged.arrays[i]["image"].shape[0])[list(named)], axis=0)
             shares.append(pointing.mass_on(ours.points[i], shown))
             areas.append(float(shown.mean()))
     return {
@@ -351,7 +349,13 @@ def _rightness(
         guessed = guess_rightness(known, answers, explained, right)
         if guessed is not None:
             label = "right guesses by a classifier (half are right by chance)"
-            yield Row("table 2.4", name, {label: 100 * guessed.accuracy, "n": guessed.count})
+            yield Row("table 2.4", name, {label: 100 * guessed.accuracy, "n": guessed.examples})
+    said = [words.answers.entries[int(i)] for i in own.answer]
+    why = {"nothing but the question": [""] * len(said), "ours": told["ours", "own answer"]}
+    for name, explained in why.items():
+        share = predict_answers(known, explained, said)
+        values = {"the model's answer is told": 100 * share, "n": len(said)}
+        yield Row("answers told from the explanation alone", name, values)
 
 
 # Figures ---------------------------------------------------------------------------------------
@@ -377,7 +381,7 @@ def _figures(words: Words, judged: Judged, own: Explained) -> dict[str, np.ndarr
             if own.looked is not None:
                 shown.append(over_picture(own.looked[i], image))
             if "evidence" in example:
-                shown.append(over_picture(np.float32(example["evidence"]), image))
+                shown.append(over_picture(example["evidence"].astype(np.float32), image))
             rows.append((label.strip(), np.stack(shown)))
         if rows:
             rows[0] = (f"picture, ours, answering map, evidence. {rows[0][0]}", rows[0][1])

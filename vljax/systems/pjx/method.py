@@ -260,7 +260,7 @@ def over_picture(
     colours = colormaps["inferno"](heat)[..., :3] * 255
     grey = image.mean(-1, keepdims=True) * 0.5 + 64
     share = 0.25 + 0.6 * heat[..., None]
-    return np.uint8((share * colours + (1 - share) * grey).clip(0, 255))
+    return (share * colours + (1 - share) * grey).clip(0, 255).astype(np.uint8)
 
 
 def explained_pictures(config: ConfigDict) -> Callable[[PJX], dict[str, np.ndarray]]:

@@ -1,6 +1,7 @@
 """The rows of the thesis, tables 2.2 to 2.4, in percent."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from vljax.metrics.report import Row
 
@@ -37,14 +38,14 @@ def paper_rows() -> Iterator[Row]:
     for method, vqa, act in _TABLE_22:
         for data, values in (("VQA-X", vqa), ("ACT-X", act)):
             if values:
-                told = dict(zip(_COLUMNS, values, strict=True))
-                yield Row("table 2.2", method, {"data": data, **told}, "paper, table 2.2")
-    for method, values in _TABLE_23:
+                scores: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+                yield Row("table 2.2", method, {"data": data, **scores}, "paper, table 2.2")
+    for method, maps in _TABLE_23:
         for k, data in enumerate(("VQA-X", "ACT-X", "VQA-HAT")):
-            emd, rank = values[k] if k < 2 else None, values[2 + k]
+            emd, rank = maps[k] if k < 2 else None, maps[2 + k]
             if emd is not None or rank is not None:
                 told = {"data": data, "EMD": emd, "rank correlation": rank}
                 yield Row("table 2.3", method, told, "paper, table 2.3")
-    for method, values in _TABLE_24:
-        told = {f"right guesses, {d}": v for d, v in zip(("VQA-X", "ACT-X"), values, strict=True)}
+    for method, guesses in _TABLE_24:
+        told = {f"right guesses, {d}": v for d, v in zip(("VQA-X", "ACT-X"), guesses, strict=True)}
         yield Row("table 2.4", method, told, "paper, table 2.4 (people)")

@@ -5,7 +5,7 @@ and insertion); and where the world behind a picture is known, the picture is re
 the evidence, or without something else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import Benchmark
 from vljax.data.scenes import Scene, render
-from vljax.data.scenes.counterfactuals import without
+from vljax.data.scenes.counterfactuals import complement, without
 from vljax.data.scenes.explanations import explain as reasons_of
 from vljax.data.scenes.truth import read
 from vljax.errors import UserError
@@ -106,30 +106,70 @@ def faithfulness(
     config: ConfigDict,
     words: Words,
     judged: Judged,
-    ours: Explained,
+    explained: Mapping[str, Explained],
     count: int,
     seed: int,
 ) -> Iterator[Row]:
-    """Whether explanations follow the answer, and the answer follows the evidence."""
+    """Whether explanations follow the answer, and the answer follows the evidence.
+
+    Args:
+        model: The model.
+        config: Of the run.
+        words: Its vocabularies.
+        judged: The examples.
+        explained: All of them, given the `"true answer"` and the model's `"own answer"`.
+        count: How many of them to probe.
+        seed: Of the random places that are deleted for comparison.
+    """
     count = min(count, len(judged.arrays))
+    ours = explained["true answer"]
     chosen, arrays = ours.answer[:count], judged.arrays[:count]
     best = np.argsort(-ours.probabilities[:count])[:, :2]
     given = np.where(best[:, 0] == chosen, best[:, 1], best[:, 0])
     other = explain_batch(model, config, words, arrays, list(given))
-    moved = [
-        pointing.earth_movers_distance(*(np.float64(m) / m.sum() for m in pair))
-        for pair in zip(ours.points[:count], other.points, strict=True)
-    ]
-    changed = (ours.tokens[:count] != other.tokens).any(-1).mean()
-    values = {
-        "words change": 100 * float(changed),
-        "map moves, EMD": float(np.mean(moved)),
-        "n": count,
-    }
-    yield Row("faithfulness", "another answer is explained", values)
+    yield Row("faithfulness", "another answer is explained", _moved(ours, other, range(count)))
     yield from _deletion(model, judged, ours, count, seed)
     if judged.scenes is not None and config.task == "question":
-        yield from _counterfactuals(model, config, words, judged, count)
+        own = explained["own answer"]
+        yield from _pairs(model, config, words, judged, own, count)
+        yield from _counterfactuals(model, config, words, judged, own, count)
+
+
+def _moved(ours: Explained, other: Explained, places: Sequence[int]) -> dict[str, float]:
+    """How explanations of some examples differ from those of others, one after the other."""
+    moved = [
+        pointing.earth_movers_distance(*(np.float64(m) / m.sum() for m in pair))
+        for pair in zip(ours.points[list(places)], other.points, strict=True)
+    ]
+    changed = (ours.tokens[list(places)] != other.tokens).any(-1).mean()
+    return {
+        "words change": 100 * float(changed),
+        "map moves, EMD": float(np.mean(moved)),
+        "n": len(moved),
+    }
+
+
+def _pairs(
+    model: PJX, config: ConfigDict, words: Words, judged: Judged, own: Explained, count: int
+) -> Iterator[Row]:
+    """Complementary pairs: a picture little different, in which the question's answer is another.
+
+    Goyal et al., *Making the V in VQA Matter* (2017).
+    """
+    assert judged.scenes is not None
+    arrays, truth = [], []
+    for i in range(count):
+        question = judged.examples[i]["question"]
+        scene = complement(judged.scenes[i], question, seed=i)
+        image = render(scene, config.data.image_size)
+        arrays.append(read_example(config, words, judged.examples[i] | {"image": image}))
+        truth.append(words.answers.id(reasons_of(scene, question).answer))
+    other = explain_batch(model, config, words, arrays, [-1] * count)
+    right = own.answer[:count] == np.array(judged.truth[:count])
+    both = right & (other.answer == np.array(truth))
+    values = {"both are answered rightly": 100 * float(both.mean())}
+    values |= _moved(own, other, range(count))
+    yield Row("faithfulness", "a complementary picture is explained", values)
 
 
 def _deletion(model: PJX, judged: Judged, ours: Explained, count: int, seed: int) -> Iterator[Row]:
@@ -161,13 +201,12 @@ def _deletion(model: PJX, judged: Judged, ours: Explained, count: int, seed: int
 
 
 def _counterfactuals(
-    model: PJX, config: ConfigDict, words: Words, judged: Judged, count: int
+    model: PJX, config: ConfigDict, words: Words, judged: Judged, own: Explained, count: int
 ) -> Iterator[Row]:
     """Pictures rendered anew: without the evidence the answer should change, otherwise stay."""
     assert judged.scenes is not None
     asked: dict[str, list[Arrays]] = {"without the evidence": [], "without something else": []}
     before: dict[str, list[int]] = {name: [] for name in asked}
-    own = explain_batch(model, config, words, judged.arrays[:count], [-1] * count)
     for i in range(count):
         scene, example = judged.scenes[i], judged.examples[i]
         shows = {*about(judged, i)}

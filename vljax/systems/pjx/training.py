@@ -119,7 +119,7 @@ def _transform(config: ConfigDict, words: Words, field: str | None) -> Transform
     """
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        arrays = read_example(config, words, example)
+        arrays: dict[str, Any] = dict(read_example(config, words, example))
         people = example.get("answers", [example["answer"]])
         known = [one for one in people if one and one in words.answers]
         chosen = words.answers.id(known[rng.integers(len(known))]) if known else -1
@@ -144,7 +144,7 @@ def _loss(part: str | None, joint: bool) -> Callable:
         if part is None or joint:
             total, metrics["accuracy"] = answer_loss(said.logits, batch["answer"])
             metrics["answer_loss"] = total
-            if model.writer is not None:
+            if model.writer is not None and model.question is not None:
                 steps = batch["program"]
                 question = model.question(batch["question"], batch["question_mask"])
                 log_p = jax.nn.log_softmax(model.writer(question, steps))

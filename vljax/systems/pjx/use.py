@@ -58,7 +58,7 @@ def generate(model: PJX, config: ConfigDict, request: Request) -> Iterator[Resul
     examples = _examples(config, words, request)
     arrays = [read_example(config, words, one) for one in examples]
     given = [_given(words, request.answer)] * len(arrays)
-    how = {"beams": request.beams, "temperature": np.float32(request.temperature)}
+    how: dict[str, Any] = {"beams": request.beams, "temperature": np.float32(request.temperature)}
     found = explain_batch(
         model,
         config,
@@ -77,10 +77,8 @@ def generate(model: PJX, config: ConfigDict, request: Request) -> Iterator[Resul
         over = over_picture(found.points[i], example["image"])
         yield Result(f"map_{i}.png", over, one["justification"], {"answer": one["answer"]})
         rows.append((_label(one), np.stack([example["image"], over])))
-    if rows:
-        same = len({pictures.shape for _, pictures in rows}) == 1
-        if same:
-            yield Result("explanation.png", contact_sheet(rows, min_side=224), _label(told[0]))
+    if len({pictures.shape for _, pictures in rows}) == 1:  # a sheet has pictures of one size
+        yield Result("explanation.png", contact_sheet(rows, min_side=224), _label(told[0]))
     text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
     yield Result("explanation.json", text, "\n".join(_label(one) for one in told))
 

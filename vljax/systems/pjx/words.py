@@ -68,13 +68,13 @@ def _own(data: str, task: str) -> Words:
         )
     examples = _all(benchmark)
     answering = _all(open_benchmark(named(fields, fields.answers_from)))
-    answers = Counter(answer for one in answering for answer in one["answers"])
+    given = Counter(answer for one in answering for answer in one["answers"])
     questions = {word for one in answering for word in pjx_words(one["question"])}
     reasons = {w for one in examples for why in one["justifications"] for w in pjx_words(why)}
-    frequent = [answer for answer, _ in answers.most_common(MOST_ANSWERS - 1)]
+    frequent = [answer for answer, _ in given.most_common(MOST_ANSWERS - 1)]
     return Words(
         PublishedWords((NOTHING, *sorted(questions - {NOTHING}))),
-        PublishedWords((*frequent, NOTHING) if task == "question" else sorted(answers)),
+        PublishedWords((*frequent, NOTHING) if task == "question" else sorted(given)),
         PublishedWords((END, NOTHING, *sorted(reasons - {NOTHING}))),
     )
 

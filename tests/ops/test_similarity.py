@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vljax.ops.similarity import clip_scale, contrastive_loss, cosine, normalise
+from vljax.ops.similarity import (
+    clip_scale,
+    contrastive_loss,
+    cosine,
+    late_interaction,
+    late_interaction_loss,
+    normalise,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -105,3 +112,26 @@ def test_contrastive_loss_is_over_the_global_batch():
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
     subprocess.run([sys.executable, "-c", SHARDED], check=True, env=environment, timeout=300)
+
+
+def test_late_interaction_is_the_mean_of_each_tokens_best():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3, 4, 5)), rng.normal(size=(2, 6, 5))
+    counts = np.arange(6) < np.array([[6], [2]])
+    from_a, from_b = late_interaction(jnp.asarray(a), jnp.asarray(b), None, jnp.asarray(counts))
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b)]
+    for i in range(3):
+        for j in range(2):
+            cosines = (unit[0][i] @ unit[1][j].T)[:, counts[j]]
+            np.testing.assert_allclose(from_a[i, j], cosines.max(1).mean(), rtol=1e-5)
+            np.testing.assert_allclose(from_b[i, j], cosines.max(0).mean(), rtol=1e-5)
+
+
+def test_late_interaction_of_single_tokens_is_clips_contrast():
+    rng = np.random.default_rng(1)
+    a, b = (jnp.asarray(rng.normal(size=(4, 1, 5))) for _ in range(2))
+    np.testing.assert_allclose(
+        late_interaction_loss(a, b, 7.0), contrastive_loss(a[:, 0], b[:, 0], 7.0), rtol=1e-5
+    )
+    nothing = jnp.zeros((4, 1), bool)
+    assert np.isfinite(late_interaction_loss(a, b, 7.0, None, nothing))

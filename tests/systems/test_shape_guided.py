@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from vljax import generate, pretrained
+from vljax.data.pictures.photographs import read_mask, to_working_size, working_size
 from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.text.tokenizers import open_tokenizer
 from vljax.doors import parse_config
@@ -25,7 +26,6 @@ from vljax.systems.shape_guided.batch import Wish, make_batch, one_sided
 from vljax.systems.shape_guided.evaluation import Judging, judge, open_edits
 from vljax.systems.shape_guided.methods import METHODS, Settings
 from vljax.systems.shape_guided.model import make_model, make_tokenizer
-from vljax.systems.shape_guided.photographs import read_mask, to_working_size, working_size
 from vljax.systems.shape_guided.training import inpaint_start, stages
 from vljax.systems.shape_guided.use import Request, find_clip
 from vljax.training import weights

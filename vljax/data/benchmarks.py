@@ -15,13 +15,15 @@ data.scenes      scenes: arguments of `vljax.data.scenes.Scenes`
 data.annotations shape_prompts: its file of annotations
 data.pictures    vqa_v2 and its like: folder of the photographs, where it is not data.path
 data.features    vqa_v2 and its like: folder of features (`vljax.data.pictures.features`)
-data.eval_split  vqa_v2 and its like: what is held out; by default 'val' (VQA) or 'test'
+data.eval_split  what is held out of vqa_v2 and its like, and of cub, oxford102 and coco; by default
+                 'val' (VQA), 'val2014' (coco) or 'test'
 ```
 
 Texts have further fields: `vljax.data.text.source`.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,18 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.dialogues import CANVAS, Dialogues, SceneDialogues
+from vljax.data.manipulations import (
+    Manipulation,
+    PieBench,
+    caption_manipulations,
+    scene_manipulations,
+)
+from vljax.data.pictures.captioned import (
+    CaptionedPhotographs,
+    open_coco_photographs,
+    open_cub,
+    open_oxford,
+)
 from vljax.data.pictures.geneva import Geneva
 from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.pictures.sources import ImageFolder, Lsun, Tfds
@@ -47,6 +61,7 @@ from vljax.data.scenes import (
     render,
     words,
 )
+from vljax.data.scenes.manipulations import MANIPULATION_KINDS
 from vljax.data.source import Renamed, Source, Span, kept_for_training
 from vljax.data.text import Text, open_text
 from vljax.data.text.vqa import Questions, open_asked
@@ -72,8 +87,8 @@ class Benchmark:
 
     Attributes:
         config: The `data` fields of a run.
-        has: Of "pictures", "texts", "captions", "edits", "questions" and "dialogues", what can be
-            opened.
+        has: Of "pictures", "texts", "captions", "edits", "manipulations", "questions" and
+            "dialogues", what can be opened.
         captioned: Whether its pictures have captions, in the field `captions` of an example: then
             a text encoder and its tokenizer can be learnt from it.
         oracle: What finds the objects in pictures like its own (`vljax.data.scenes.oracle`), or
@@ -163,6 +178,20 @@ class Benchmark:
         """
         raise self._lacks("edits")
 
+    def manipulations(
+        self, count: int, kinds: tuple[str, ...] = MANIPULATION_KINDS
+    ) -> Iterator[Manipulation]:
+        """The first manipulations to judge by: at most `count` of them.
+
+        Args:
+            count: How many at most.
+            kinds: Of scenes, which kinds take turns.
+
+        Raises:
+            UserError: the data is not there, or has none.
+        """
+        raise self._lacks("manipulations")
+
     def questions(self, fields: tuple[str, ...], *, held_out: bool = False) -> Source:
         """Questions about pictures, their answers, and why.
 
@@ -207,7 +236,7 @@ class Benchmark:
 class ScenesBenchmark(Benchmark):
     """Scenes, made as they are read, and the oracle that judges pictures of them."""
 
-    has = ("pictures", "captions", "edits", "texts", "questions", "dialogues")
+    has = ("pictures", "captions", "edits", "manipulations", "texts", "questions", "dialogues")
     captioned = True
     oracle: ClassVar[ModuleType | None] = oracle
     classes = CLASSES
@@ -261,6 +290,12 @@ class ScenesBenchmark(Benchmark):
             shape = next(s for s in SHAPES if s in words(example["source_prompt"]))
             yield {**example, "category": shape}
 
+    def manipulations(
+        self, count: int, kinds: tuple[str, ...] = MANIPULATION_KINDS
+    ) -> Iterator[Manipulation]:
+        """One of each scene of `"val"`, the kinds in turn."""
+        return scene_manipulations(self._scenes(size=count, split="val"), kinds)
+
     def _scenes(self, **wanted: Any) -> Scenes:
         sized = {"image_size": self.config.image_size} if "image_size" in self.config else {}
         return Scenes(**{**sized, **self.config.scenes, **wanted})
@@ -296,7 +331,79 @@ class PicturesBenchmark(Benchmark):
 class TextBenchmark(Benchmark):
     """Texts beside other texts, or beside the regions of photographs."""
 
-    has = ("texts",)
+    has: ClassVar[tuple[str, ...]] = ("texts",)
+
+
+class CaptionedBenchmark(Benchmark):
+    """CUB's birds and Oxford-102's flowers, with ten captions each."""
+
+    has: ClassVar[tuple[str, ...]] = ("pictures", "captions", "manipulations")
+    captioned = True
+    entity: ClassVar[str | None] = None
+    usual_eval_split: ClassVar[str] = "test"
+
+    def pictures(self, fields: tuple[str, ...] = ("image",), *, held_out: bool = False) -> Source:
+        """The photographs of the training split, or of that to evaluate on."""
+        return self._open(self._held_out() if held_out else self.config.split)
+
+    def captions(self, count: int) -> Iterator[str]:
+        """All captions of the first `count` training photographs."""
+        lines = self._open(self.config.split).captions[:count]
+        return (caption for captions in lines for caption in captions)
+
+    def manipulations(
+        self, count: int, kinds: tuple[str, ...] = MANIPULATION_KINDS
+    ) -> Iterator[Manipulation]:
+        """Test photographs under captions of others; the entity is the same word for all."""
+        found = caption_manipulations(self._open(self._held_out()), self.entity)
+        return itertools.islice(found, count)
+
+    def _held_out(self) -> str:
+        return self.config.get("eval_split", "") or self.usual_eval_split
+
+    def _open(self, split: str) -> CaptionedPhotographs:
+        raise NotImplementedError
+
+
+class CubBenchmark(CaptionedBenchmark):
+    """CUB of Reed's zero-shot split."""
+
+    entity = "bird"
+
+    def _open(self, split: str) -> CaptionedPhotographs:
+        return open_cub(self.config.path, split)
+
+
+class OxfordBenchmark(CaptionedBenchmark):
+    """Oxford-102 of Reed's split."""
+
+    entity = "flower"
+
+    def _open(self, split: str) -> CaptionedPhotographs:
+        return open_oxford(self.config.path, split)
+
+
+class CocoBenchmark(TextBenchmark, CaptionedBenchmark):
+    """COCO: photographs with their captions, and captions to write from regions."""
+
+    has = ("pictures", "captions", "manipulations", "texts")
+    usual_eval_split = "val2014"
+
+    def _open(self, split: str) -> CaptionedPhotographs:
+        return open_coco_photographs(self.config.path, split)
+
+
+class PieBenchmark(Benchmark):
+    """PIE-Bench: pictures, prompts before and after, and masks of what may change."""
+
+    has = ("manipulations",)
+
+    def manipulations(
+        self, count: int, kinds: tuple[str, ...] = MANIPULATION_KINDS
+    ) -> Iterator[Manipulation]:
+        """The first pictures by their ids."""
+        source = PieBench(self.config.path)
+        return (source[i] for i in range(min(count, len(source))))
 
 
 class EditsBenchmark(Benchmark):
@@ -357,7 +464,10 @@ KINDS: dict[str, type[Benchmark]] = {
     "scenes": ScenesBenchmark,
     "folder": PicturesBenchmark,
     "lsun": PicturesBenchmark,
-    "coco": TextBenchmark,
+    "coco": CocoBenchmark,
+    "cub": CubBenchmark,
+    "oxford102": OxfordBenchmark,
+    "pie_bench": PieBenchmark,
     "django": TextBenchmark,
     "gigaword": TextBenchmark,
     "wmt16": TextBenchmark,

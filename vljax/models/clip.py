@@ -18,7 +18,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vljax.models.clip_towers import Transformer, image_tower, prepare_images
+from vljax.errors import UserError
+from vljax.models.clip_towers import (
+    Transformer,
+    VisionTransformer,
+    image_tower,
+    prepare_images,
+)
 from vljax.models.layers import Embedding, LayerNorm, normal
 
 
@@ -145,6 +151,7 @@ class CLIP(TextTransformer):
         head_channels: Features of an attention head, in both towers.
         activation: A key of `ACTIVATIONS`: `"quick_gelu"` for OpenAI's checkpoints, else what
             `hidden_act` says in a folder's `config.json`.
+        mask_prompts: Of a ViT, see `VisionTransformer`; OVSeg's has 3.
         remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         dtype: Compute dtype; embeddings are float32 whatever it is.
         rngs: Where the initial weights come from.
@@ -167,6 +174,7 @@ class CLIP(TextTransformer):
         vocabulary_size: int = 49_408,
         head_channels: int = 64,
         activation: str = "quick_gelu",
+        mask_prompts: int = 0,
         remat: bool | str = "off",
         dtype: str = "float32",
         rngs: nnx.Rngs,
@@ -190,6 +198,7 @@ class CLIP(TextTransformer):
             patch_size=patch_size,
             head_channels=head_channels,
             activation=activation,
+            mask_prompts=mask_prompts,
             remat=remat,
             rngs=rngs,
         )
@@ -199,23 +208,39 @@ class CLIP(TextTransformer):
 
     @overload
     def encode_image(
-        self, images: Float[Array, "b h w 3"], *, features: Literal[False] = False
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        features: Literal[False] = False,
+        mask: Float[Array, "b s s"] | None = None,
     ) -> Float[Array, "b e"]: ...
     @overload
     def encode_image(
-        self, images: Float[Array, "b h w 3"], *, features: Literal[True]
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        features: Literal[True],
+        mask: Float[Array, "b s s"] | None = None,
     ) -> tuple[Float[Array, "b e"], list[Array]]: ...
-    def encode_image(self, images: Float[Array, "b h w 3"], *, features: bool = False) -> Any:
+    def encode_image(
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        features: bool = False,
+        mask: Float[Array, "b s s"] | None = None,
+    ) -> Any:
         """The embedding of pictures, not normalised, float32.
 
         Args:
             images: Pictures in [-1, 1], resampled where they have not the tower's size (see
                 `prepare_images`).
             features: Return also the list of the tower's five feature maps.
+            mask: More than 0 where the pictures count, at the tower's size; patches that it leaves
+                out are replaced by the mask prompt.
         """
-        embedding, maps = self.visual(
-            prepare_images(images, self.visual.image_size).astype(self.dtype)
-        )
+        prepared = prepare_images(images, self.visual.image_size).astype(self.dtype)
+        told: dict[str, Any] = {} if mask is None else {"mask": mask}
+        embedding, maps = self.visual(prepared, **told)
         embedding = embedding.astype(jnp.float32)
         return (embedding, maps) if features else embedding
 
@@ -229,6 +254,26 @@ class CLIP(TextTransformer):
         """
         end = tokens.argmax(-1)
         hidden = jnp.take_along_axis(self.hidden_states(tokens), end[:, None, None], axis=1)[:, 0]
+        return (hidden @ self.text_projection[...].astype(hidden.dtype)).astype(jnp.float32)
+
+    def image_tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n e"]:
+        """The embedding of every patch of pictures, row by row, not normalised, float32.
+
+        Of a ViT: every token goes through the last norm and the projection, as the class token
+        does in `encode_image` (FILIP, Yao et al. 2022).
+
+        Raises:
+            UserError: the image tower is a ResNet.
+        """
+        if not isinstance(self.visual, VisionTransformer):
+            raise UserError("a CLIP with a ResNet has no patch tokens: give one with a ViT")
+        prepared = prepare_images(images, self.visual.image_size).astype(self.dtype)
+        tokens = self.visual.positions(prepared)[:, 1:]
+        return (tokens @ self.visual.proj[...].astype(tokens.dtype)).astype(jnp.float32)
+
+    def text_tokens(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n e"]:
+        """The embedding of every token of texts, likewise."""
+        hidden = self.hidden_states(tokens)
         return (hidden @ self.text_projection[...].astype(hidden.dtype)).astype(jnp.float32)
 
 
@@ -252,6 +297,8 @@ _TRANSFORMERS_NAMES = (
     ("visual_projection.weight", "visual.proj"),
     ("text_projection.weight", "text_projection"),
 )
+# Under which OVSeg keeps its CLIP, in OpenAI's names and with the mask prompt.
+_OVSEG = "clip_adapter.clip_model."
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 _COUNTERS = ("num_batches_tracked", "position_ids")
 
@@ -259,6 +306,8 @@ _COUNTERS = ("num_batches_tracked", "position_ids")
 def _openai_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
     """See `TextTransformer.published_names`."""
     renamed = {}
+    if any(name.startswith(_OVSEG) for name in tensors):
+        tensors = {n.removeprefix(_OVSEG): t for n, t in tensors.items() if n.startswith(_OVSEG)}
     for name, tensor in tensors.items():
         if name in _NO_WEIGHTS or name.endswith(_COUNTERS):
             continue

@@ -169,14 +169,17 @@ class Transformer(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b n w"], adaptations: Sequence[Adaptation] | None = None
+        self,
+        x: Float[Array, "b n w"],
+        adaptations: Sequence[Adaptation] | None = None,
+        after: Callable[[int, Array], Array] = lambda number, x: x,
     ) -> list[Float[Array, "b n w"]]:
-        """What each block puts out."""
+        """What each block puts out, passed through `after`, which is told the block's number."""
         remaining = iter(adaptations or [None] * 2 * len(self.resblocks))
         block = rematerialised(_run, self.remat)
         outputs = []
-        for layer in self.resblocks:
-            x = block(layer, x, [next(remaining) for _ in range(2)])
+        for number, layer in enumerate(self.resblocks):
+            x = after(number, block(layer, x, [next(remaining) for _ in range(2)]))
             outputs.append(x)
         return outputs
 
@@ -385,6 +388,8 @@ class VisionTransformer(nnx.Module):
         embed_dim: Length of the embedding.
         head_channels: Features of a head.
         activation: A key of `ACTIVATIONS`.
+        mask_prompts: At how many places the patches outside of a mask are replaced (OVSeg, Liang et
+            al. 2023, section 3.3: 3): before the transformer, and after its first blocks.
         remat: What blocks keep for the backward pass, see `vljax.models.remat`.
         rngs: Where the initial weights come from.
     """
@@ -399,9 +404,15 @@ class VisionTransformer(nnx.Module):
         embed_dim: int,
         head_channels: int = 64,
         activation: str = "quick_gelu",
+        mask_prompts: int = 0,
         remat: bool | str = "off",
         rngs: nnx.Rngs,
     ) -> None:
+        if not 0 <= mask_prompts <= layers:
+            raise UserError(
+                f"mask_prompts={mask_prompts}: a tower of {layers} blocks has places for 0 to "
+                f"{layers}"
+            )
         if image_size % patch_size:
             raise UserError(
                 f"image_size={image_size} does not divide by patch_size={patch_size}: choose a "
@@ -425,6 +436,9 @@ class VisionTransformer(nnx.Module):
         )
         self.ln_post = LayerNorm(width)
         self.proj = normal(rngs, (width, embed_dim), std)
+        self.mask_embedding = (
+            normal(rngs, (mask_prompts, positions - 1, width), 0.02) if mask_prompts else None
+        )
 
     @property
     def adaptable(self) -> tuple[int, ...]:
@@ -432,9 +446,12 @@ class VisionTransformer(nnx.Module):
         return self.class_embedding.shape * (2 * len(self.transformer.resblocks) + 2)
 
     def __call__(
-        self, x: Float[Array, "b s s 3"], adaptations: Sequence[Adaptation] | None = None
+        self,
+        x: Float[Array, "b s s 3"],
+        adaptations: Sequence[Adaptation] | None = None,
+        mask: Float[Array, "b s s"] | None = None,
     ) -> tuple[Float[Array, "b e"], list[Float[Array, "b g g w"]]]:
-        outputs, after = self._outputs(x, adaptations)
+        outputs, after = self._outputs(x, adaptations, mask)
         embedded = adapt(self.ln_post(outputs[-1][:, 0]), after)
         quarters = [(len(outputs) - 1) * quarter // 4 for quarter in range(5)]
         b, positions, width = outputs[0].shape
@@ -453,16 +470,46 @@ class VisionTransformer(nnx.Module):
         return adapt(self.ln_post(outputs[-1]), after)
 
     def _outputs(
-        self, x: Float[Array, "b s s 3"], adaptations: Sequence[Adaptation] | None
+        self,
+        x: Float[Array, "b s s 3"],
+        adaptations: Sequence[Adaptation] | None,
+        mask: Float[Array, "b s s"] | None = None,
     ) -> tuple[list[Float[Array, "b n+1 w"]], Adaptation]:
         """What enters the transformer and what each block puts out; what adapts the last norm."""
         before, *between, after = adaptations or [None] * len(self.adaptable)
+        prompt = self._mask_prompt(mask, x.dtype)
         patches = self.conv1(x)
         b, _, _, width = patches.shape
+        patches = prompt(0, patches.reshape(b, -1, width))
         first = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (b, 1, width))
-        x = jnp.concatenate([first, patches.reshape(b, -1, width)], axis=1)
+        x = jnp.concatenate([first, patches], axis=1)
         x = adapt(self.ln_pre(x + self.positional_embedding[...].astype(x.dtype)), before)
-        return [x, *self.transformer(x, between)], after
+
+        def prompted(number: int, x: Float[Array, "b n+1 w"]) -> Float[Array, "b n+1 w"]:
+            return jnp.concatenate([x[:, :1], prompt(number + 1, x[:, 1:])], axis=1)
+
+        own = {} if mask is None else {"after": prompted}
+        return [x, *self.transformer(x, between, **own)], after
+
+    def _mask_prompt(
+        self, mask: Float[Array, "b s s"] | None, dtype: Any
+    ) -> Callable[[int, Float[Array, "b n w"]], Float[Array, "b n w"]]:
+        """Puts the learned vectors of a place where no pixel of a patch is in the mask."""
+        if mask is None:
+            return lambda place, patches: patches
+        if self.mask_embedding is None:
+            raise ValueError("a mask needs a tower with mask prompts: give mask_prompts=3")
+        vectors = self.mask_embedding[...].astype(dtype)
+        side = self.conv1.weight.shape[0]
+        cells = mask.reshape(len(mask), mask.shape[1] // side, side, -1, side)
+        kept = (cells > 0).any((2, 4)).reshape(len(mask), -1, 1)
+
+        def prompt(place: int, patches: Float[Array, "b n w"]) -> Float[Array, "b n w"]:
+            if place >= len(vectors):
+                return patches
+            return jnp.where(kept, patches, vectors[place])
+
+        return prompt
 
 
 ImageTower = ModifiedResNet | VisionTransformer
@@ -477,6 +524,7 @@ def image_tower(
     patch_size: int | None = None,
     head_channels: int = 64,
     activation: str = "quick_gelu",
+    mask_prompts: int = 0,
     remat: bool | str = "off",
     rngs: nnx.Rngs,
 ) -> ImageTower:
@@ -494,10 +542,11 @@ def image_tower(
             embed_dim=embed_dim,
             head_channels=head_channels,
             activation=activation,
+            mask_prompts=mask_prompts,
             remat=remat,
             rngs=rngs,
         )
-    if not isinstance(vision_layers, int) and patch_size is None:
+    if not isinstance(vision_layers, int) and patch_size is None and not mask_prompts:
         return ModifiedResNet(
             image_size=image_size,
             layers=vision_layers,
@@ -508,8 +557,9 @@ def image_tower(
             rngs=rngs,
         )
     raise UserError(
-        f"vision_layers={vision_layers!r} with patch_size={patch_size}: a ResNet has four numbers "
-        "of layers and no patch size, a ViT one number and a patch size"
+        f"vision_layers={vision_layers!r} with patch_size={patch_size} and mask_prompts="
+        f"{mask_prompts}: a ResNet has four numbers of layers, no patch size and no mask prompts, "
+        "a ViT one number and a patch size"
     )
 
 

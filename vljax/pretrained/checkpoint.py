@@ -228,7 +228,9 @@ def _read_torch(path: Path) -> Tensors:
             f"'{path}', 'cpu').state_dict(), 'weights.pt')\" and give that file"
         )
     loaded = torch.load(path, map_location="cpu", weights_only=True)
-    loaded = loaded.get("state_dict", loaded)
+    # What trainers put beside their weights is left (Lightning's name, and detectron2's).
+    for name in ("state_dict", "model"):
+        loaded = loaded.get(name, loaded)
     return {
         name: _full_precision(
             (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()

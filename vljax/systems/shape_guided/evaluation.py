@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import contact_sheet
+from vljax.data.pictures.photographs import to_working_size
 from vljax.errors import UserError
 from vljax.metrics.batches import features_of, parts
 from vljax.metrics.frechet import Gaussian, frechet_distance, inception_features, moments
@@ -33,7 +34,6 @@ from vljax.request import File, option
 from vljax.systems.shape_guided.batch import Wish, make_batch
 from vljax.systems.shape_guided.methods import METHODS, Settings
 from vljax.systems.shape_guided.model import ShapeGuided, make_tokenizer
-from vljax.systems.shape_guided.photographs import to_working_size
 from vljax.systems.shape_guided.use import (
     CLIP_HELP,
     STEPS_HELP,

@@ -14,6 +14,13 @@ from PIL import Image
 
 from vljax import pretrained
 from vljax.data.pictures.images import contact_sheet, read_image
+from vljax.data.pictures.photographs import (
+    covers_a_latent,
+    read_mask,
+    to_photo_size,
+    to_working_size,
+    working_size,
+)
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
 from vljax.errors import UserError
 from vljax.metrics.shape import Segmenter
@@ -27,13 +34,6 @@ from vljax.systems import Result
 from vljax.systems.shape_guided.batch import Batch, Keep, Wish, make_batch, token_split
 from vljax.systems.shape_guided.methods import METHODS, Settings
 from vljax.systems.shape_guided.model import ShapeGuided, make_tokenizer
-from vljax.systems.shape_guided.photographs import (
-    covers_a_latent,
-    read_mask,
-    to_photo_size,
-    to_working_size,
-    working_size,
-)
 
 # Whose text tower Stable Diffusion 1 reads.
 _CLIP = "ViT-L/14"
@@ -162,7 +162,10 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
     told |= {"method": method.name, "seed": str(request.seed), "guidance_scale": str(scale)}
     # Where the shape guided for a while only, what lies beyond it may have changed as well.
     stays = keep if request.shape_until == 1 else "nothing"
-    edited = to_photo_size(photo, shape, pictures[0], stays)
+    edited = to_photo_size(pictures[0], (height, width))
+    if stays != "nothing":
+        kept = shape if stays == "inside" else ~shape
+        edited = np.where(kept[..., None], photo, edited)
     yield Result("edited.png", edited, wish.edit, told)
     mask = np.broadcast_to(np.uint8(255) * small[..., None], image.shape)
     sheet = contact_sheet([("before, shape, after", np.stack([image, mask, pictures[0]]))])

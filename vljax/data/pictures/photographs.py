@@ -9,7 +9,6 @@ from PIL import Image
 from vljax.data.pictures.images import on_white, read_rgba
 from vljax.errors import UserError
 from vljax.request import Picture
-from vljax.systems.shape_guided.batch import Keep
 
 # A picture is at most so many times longer than wide while it is edited.
 _MOST_ASPECT = 4
@@ -80,18 +79,11 @@ def covers_a_latent(shape: Bool[np.ndarray, "H W"], shrink: int) -> bool:
 
 
 def to_photo_size(
-    photo: UInt8[np.ndarray, "h w 3"],
-    shape: Bool[np.ndarray, "h w"],
-    edited: UInt8[np.ndarray, "H W 3"],
-    keep: Keep,
+    edited: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The edited picture at the photograph's size, with its own pixels where it was to stay."""
-    height, width = shape.shape
-    resized = np.asarray(Image.fromarray(edited).resize((width, height), Image.Resampling.LANCZOS))
-    if keep == "nothing":
-        return resized
-    stays = shape if keep == "inside" else ~shape
-    return np.where(stays[..., None], photo, resized)
+    """The edited picture at the photograph's height and width (Lanczos)."""
+    image = Image.fromarray(edited).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
 def _resize_mask(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

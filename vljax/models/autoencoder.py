@@ -46,17 +46,29 @@ class Gaussian(NamedTuple):
 
 
 class Encoder(nnx.Module):
-    """Pictures to twice as many channels as latents have: the mean's, then the log-variance's."""
+    """Pictures to a small map: of latents' moments (`AutoencoderKL`), or of what a code stands for.
+
+    Args:
+        in_channels: Channels of the pictures.
+        out_channels: Channels of the map; of moments, the means' and then the log-variances'.
+        levels: Channels of each level, the finest first.
+        layers_per_block: Residual blocks a level.
+        groups: Groups of the norms.
+        remat: What a level keeps for the backward pass, see `vljax.models.remat`.
+        attention: Which levels have attention after each of their residual blocks; none if empty.
+        rngs: Where the initial weights come from.
+    """
 
     def __init__(
         self,
         in_channels: int,
-        latent_channels: int,
+        out_channels: int,
         levels: Sequence[int],
         layers_per_block: int,
         groups: int,
         remat: bool | str,
         *,
+        attention: Sequence[bool] = (),
         rngs: nnx.Rngs,
     ) -> None:
         self.remat = remat
@@ -70,14 +82,18 @@ class Encoder(nnx.Module):
             channels = out
             last = level == len(levels) - 1
             blocks.append(
-                Level(resnets, downsample=None if last else Downsample(out, (0, 1), rngs=rngs))
+                Level(
+                    resnets,
+                    _attentions(level, attention, out, len(resnets), groups, rngs),
+                    downsample=None if last else Downsample(out, (0, 1), rngs=rngs),
+                )
             )
         self.down_blocks = nnx.List(blocks)
         self.mid_block = _middle(channels, groups, rngs)
         self.conv_norm_out = GroupNorm(channels, groups, _EPSILON)
-        self.conv_out = Conv(channels, 2 * latent_channels, 3, rngs=rngs)
+        self.conv_out = Conv(channels, out_channels, 3, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 2*z"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 z"]:
         run = rematerialised(Level.__call__, self.remat)
         h = self.conv_in(x)
         for block in self.down_blocks:
@@ -86,7 +102,18 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents to pictures."""
+    """Latents to pictures.
+
+    Args:
+        out_channels: Channels of the pictures.
+        latent_channels: Channels of the latents.
+        levels: Channels of each level, the finest first.
+        layers_per_block: Residual blocks a level, but one.
+        groups: Groups of the norms.
+        remat: What a level keeps for the backward pass, see `vljax.models.remat`.
+        attention: As in `Encoder`.
+        rngs: Where the initial weights come from.
+    """
 
     def __init__(
         self,
@@ -97,6 +124,7 @@ class Decoder(nnx.Module):
         groups: int,
         remat: bool | str,
         *,
+        attention: Sequence[bool] = (),
         rngs: nnx.Rngs,
     ) -> None:
         self.remat = remat
@@ -110,17 +138,27 @@ class Decoder(nnx.Module):
                 for i in range(layers_per_block + 1)
             ]
             channels = out
-            blocks.append(Level(resnets, upsample=Upsample(out, rngs=rngs) if level else None))
+            blocks.append(
+                Level(
+                    resnets,
+                    _attentions(level, attention, out, len(resnets), groups, rngs),
+                    upsample=Upsample(out, rngs=rngs) if level else None,
+                )
+            )
         self.up_blocks = nnx.List(blocks)
         self.conv_norm_out = GroupNorm(channels, groups, _EPSILON)
         self.conv_out = Conv(channels, out_channels, 3, rngs=rngs)
 
     def __call__(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 c"]:
+        return self.conv_out(self.before_last(z))
+
+    def before_last(self, z: Float[Array, "b h w z"]) -> Float[Array, "b h2 w2 f"]:
+        """What enters the last convolution."""
         run = rematerialised(Level.__call__, self.remat)
         h = run(self.mid_block, self.conv_in(z))
         for block in self.up_blocks:
             h = run(block, h)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        return jax.nn.silu(self.conv_norm_out(h))
 
 
 class AutoencoderKL(nnx.Module):
@@ -161,17 +199,12 @@ class AutoencoderKL(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ) -> None:
-        for channels in block_out_channels:
-            if channels % norm_groups:
-                raise UserError(
-                    f"block_out_channels has {channels}, not a multiple of "
-                    f"norm_groups={norm_groups}: choose channels accordingly"
-                )
+        check_levels(block_out_channels, norm_groups)
         self.scaling_factor = scaling_factor
         self.dtype = dtype
-        shared = (latent_channels, block_out_channels, layers_per_block, norm_groups, remat)
-        self.encoder = Encoder(in_channels, *shared, rngs=rngs)
-        self.decoder = Decoder(out_channels, *shared, rngs=rngs)
+        shared = (block_out_channels, layers_per_block, norm_groups, remat)
+        self.encoder = Encoder(in_channels, 2 * latent_channels, *shared, rngs=rngs)
+        self.decoder = Decoder(out_channels, latent_channels, *shared, rngs=rngs)
         self.quant_conv = Conv(2 * latent_channels, 2 * latent_channels, 1, rngs=rngs)
         self.post_quant_conv = Conv(latent_channels, latent_channels, 1, rngs=rngs)
 
@@ -181,12 +214,7 @@ class AutoencoderKL(nnx.Module):
         Raises:
             UserError: the sides of the pictures cannot be halved often enough.
         """
-        shrink = 2 ** (len(self.encoder.down_blocks) - 1)
-        if images.shape[1] % shrink or images.shape[2] % shrink:
-            raise UserError(
-                f"pictures of {images.shape[1]}×{images.shape[2]} do not divide by {shrink}: "
-                "resize or pad them"
-            )
+        check_sides(images, 2 ** (len(self.encoder.down_blocks) - 1))
         moments = self.quant_conv(self.encoder(images.astype(self.dtype))).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return Gaussian(mean, jnp.clip(log_variance, -30.0, 20.0))
@@ -198,19 +226,66 @@ class AutoencoderKL(nnx.Module):
 
     @staticmethod
     def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A checkpoint's tensors by the names of today; current names stay as they are.
+        """A checkpoint's tensors by the names of today, see `todays_names`."""
+        return todays_names(tensors)
 
-        Early checkpoints, Stable Diffusion 1.5's among them, call the attention's layers `query`,
-        `key`, `value` and `proj_attn`.
-        """
-        renamed = {}
-        for name, tensor in tensors.items():
-            module, _, rest = name.partition(".mid_block.attentions.0.")
-            layer, _, parameter = rest.partition(".")
-            if layer in _FORMER_NAMES:
-                name = f"{module}.mid_block.attentions.0.{_FORMER_NAMES[layer]}.{parameter}"
-            renamed[name] = tensor
-        return renamed
+
+def todays_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an autoencoder by the names that `diffusers` has today; these stay.
+
+    Early checkpoints, Stable Diffusion 1.5's among them, call the attention's layers `query`,
+    `key`, `value` and `proj_attn`.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        module, found, rest = name.partition(".attentions.")
+        index, _, layer = rest.partition(".")
+        layer, _, parameter = layer.partition(".")
+        if found and layer in _FORMER_NAMES:
+            name = f"{module}.attentions.{index}.{_FORMER_NAMES[layer]}.{parameter}"
+        renamed[name] = tensor
+    return renamed
+
+
+def check_levels(block_out_channels: Sequence[int], norm_groups: int) -> None:
+    """Refuse channels that the norms cannot split.
+
+    Raises:
+        UserError: there are such.
+    """
+    for channels in block_out_channels:
+        if channels % norm_groups:
+            raise UserError(
+                f"block_out_channels has {channels}, not a multiple of "
+                f"norm_groups={norm_groups}: choose channels accordingly"
+            )
+
+
+def check_sides(images: Array, shrink: int) -> None:
+    """Refuse pictures whose sides an encoder cannot halve as often as it does.
+
+    Raises:
+        UserError: a side does not divide by `shrink`.
+    """
+    if images.shape[1] % shrink or images.shape[2] % shrink:
+        raise UserError(
+            f"pictures of {images.shape[1]}×{images.shape[2]} do not divide by {shrink}: "
+            "resize or pad them"
+        )
+
+
+def _attentions(
+    level: int,
+    attention: Sequence[bool],
+    channels: int,
+    count: int,
+    groups: int,
+    rngs: nnx.Rngs,
+) -> list[PixelAttention]:
+    """One for each residual block of a level that has attention."""
+    if not attention or not attention[level]:
+        return []
+    return [PixelAttention(channels, groups, _EPSILON, rngs=rngs) for _ in range(count)]
 
 
 def _resnet(channels: int, out_channels: int, groups: int, rngs: nnx.Rngs) -> ResnetBlock:

@@ -261,3 +261,22 @@ def test_a_share_of_texts_is_dropped():
         transform = with_dropped_text(captioned(tokenizer, 16), tokenizer, share)
         dropped = sum(np.array_equal(transform(example, rng)["tokens"], empty) for _ in range(200))
         assert low <= dropped <= high
+
+
+def test_plain_tokens_have_no_marks_and_end_in_zeros():
+    """As SeMani-Trans reads texts: "!" before another sign cannot be told from padding."""
+    tokenizer = train_tokenizer(["a photo of a red circle"] * 3, 560)
+    text = "A red circle"
+    ids = tokenizer([text], 12)[0]
+    inner = ids[1 : list(ids).index(tokenizer.end)]
+    plain = tokenizer.plain([text, text + "!?", ""], 8)
+    assert plain.dtype == np.int32
+    np.testing.assert_array_equal(plain[0, : len(inner)], inner)
+    assert not plain[0, len(inner) :].any()
+    np.testing.assert_array_equal(plain[2], np.zeros(8))
+    marked, end = plain[1, len(inner) :], tokenizer.plain(["!", "?"], 1)[:, 0]
+    np.testing.assert_array_equal(marked[:3], [0, end[1], 0])
+    assert end[0] > 0
+    with pytest.warns(UserWarning, match="of which the first 2 count"):
+        cut = tokenizer.plain([text], 2)
+    np.testing.assert_array_equal(cut[0], inner[:2])

@@ -83,22 +83,39 @@ class Tokenizer:
         room = length - 2
         if room < 0:
             raise ValueError(f"length={length} has no room for the start and the end token")
-        # One by one: the library's threads do not survive the forks of a data pipeline.
-        encoded = [self._backend.encode(text, add_special_tokens=False).ids for text in texts]
+        encoded = self._encode(texts)
         tokens = np.full((len(encoded), length), self.end, np.int32)
         tokens[:, 0] = self.start
         for row, ids in zip(tokens, encoded, strict=True):
             row[1 : 1 + min(len(ids), room)] = ids[:room]
-        if warn and (over_long := [i for i, ids in enumerate(encoded) if len(ids) > room]):
-            first = over_long[0]
-            more = len(over_long) - 1
-            others = f" (and {more} other text{'s' * (more > 1)})" if more else ""
-            warnings.warn(
-                f"the text {_shortened(texts[first])!r} has {len(encoded[first])} tokens, of which "
-                f"the first {room} count{others}: shorten it, or put what matters first",
-                stacklevel=2,
-            )
+        if warn:
+            _warn_of_length(texts, encoded, room)
         return tokens
+
+    def plain(
+        self, texts: Sequence[str], length: int, *, warn: bool = True
+    ) -> Int[np.ndarray, "b length"]:
+        """The tokens of texts without start and end, int32, followed by zeros.
+
+        So SeMani-Trans and DALLE-pytorch read texts. In CLIP's vocabulary 0 is also "!" before
+        another sign (alone or at a word's end it is 256), which they cannot tell from padding.
+
+        Args:
+            texts: Any strings, also empty ones.
+            length: Number of tokens of each row.
+            warn: As in a call.
+        """
+        encoded = self._encode(texts)
+        tokens = np.zeros((len(encoded), length), np.int32)
+        for row, ids in zip(tokens, encoded, strict=True):
+            row[: min(len(ids), length)] = ids[:length]
+        if warn:
+            _warn_of_length(texts, encoded, length)
+        return tokens
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        # One by one: the library's threads do not survive the forks of a data pipeline.
+        return [self._backend.encode(text, add_special_tokens=False).ids for text in texts]
 
     def decode(self, tokens: Int[np.ndarray, "b length"]) -> list[str]:
         """The texts of rows of tokens, up to the end token, normalised as they were read."""
@@ -113,6 +130,19 @@ class Tokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Write `tokenizer.json`, which `open_tokenizer` and Hugging Face's libraries read."""
         files.write(path, self._backend.to_str())
+
+
+def _warn_of_length(texts: Sequence[str], encoded: Sequence[Sequence[int]], room: int) -> None:
+    """One warning of the first text that loses its last tokens."""
+    if not (over_long := [i for i, ids in enumerate(encoded) if len(ids) > room]):
+        return
+    first, more = over_long[0], len(over_long) - 1
+    others = f" (and {more} other text{'s' * (more > 1)})" if more else ""
+    warnings.warn(
+        f"the text {_shortened(texts[first])!r} has {len(encoded[first])} tokens, of which "
+        f"the first {room} count{others}: shorten it, or put what matters first",
+        stacklevel=3,
+    )
 
 
 def open_tokenizer(path: str | os.PathLike) -> Tokenizer:

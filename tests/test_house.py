@@ -39,9 +39,11 @@ ROOMS = {
     "paper": set(),
     "use": {"baselines", "batch", "method", "methods", "model", "recipe"},
     "evaluation": {
-        *("baselines", "batch", "method", "methods", "model", "paper", "probing", "recipe", "use"),
+        *("baselines", "batch", "maps", "method", "methods", "model", "paper", "probing"),
+        *("recipe", "use"),
     },
     "probing": {"method", "model", "recipe"},
+    "maps": {"method", "model", "probing", "recipe"},
 }
 
 

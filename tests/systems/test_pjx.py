@@ -22,7 +22,9 @@ from vljax.models.parameters import variables
 from vljax.models.trunk import Convolutions
 from vljax.systems import pjx
 from vljax.systems.pjx import evaluation
+from vljax.systems.pjx.method import open_examples, read_example
 from vljax.systems.pjx.model import answer, features_of
+from vljax.systems.pjx.words import open_words
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -387,6 +389,50 @@ def test_an_empty_evidence_mask_is_left_out_and_counted(judged, workdir, tmp_pat
     assert sum(row["n"] for (t, m), row in rows.items() if m == "ours" and "pointing," in t) == 7
 
 
+# Features made once ----------------------------------------------------------------------------
+
+
+def test_a_folder_of_features_is_filled_from_photographs(tmp_path):
+    """By the published trunk that is given, once; they are what the model makes of the pictures."""
+    names = ["COCO_val2014_000000000007.jpg", "COCO_val2014_000000000011.jpg"]
+    for i, name in enumerate(names):
+        pixels = np.random.default_rng(i).integers(256, size=(40, 70, 3))
+        Image.fromarray(np.uint8(pixels)).save(tmp_path / name)
+    one = {"question": "is it red?", "explanation": ["it is"], "answers": [{"answer": "yes"}]}
+    asked = {str(i): {**one, "image_name": names[i % 2]} for i in range(3)}
+    for split in ("train", "test"):
+        (tmp_path / f"vqaX_{split}.json").write_text(json.dumps(asked))
+    weights = tmp_path / "resnet"
+    weights.mkdir()
+    sizes = {"depths": [1] * 4, "embedding_size": 4, "hidden_sizes": [16, 32, 64, 128]}
+    (weights / "config.json").write_text(json.dumps({"model_type": "resnet", **sizes}))
+    config = config_of(
+        *("--config.data.name=nlx", f"--config.data.path={tmp_path}", "--config.ablations=False"),
+        *("--config.model.trunk.kind=resnet50", f"--config.pretrained.trunk={weights}"),
+        *(f"--config.data.features={tmp_path / 'made'}", "--config.data.image_size=64"),
+    )
+    config.stages = {"answer": config.stages.answer}
+    model = pjx.make_model(config)
+    pretrained.save(model.trunk, weights / "model.safetensors")
+
+    source = open_examples(config)
+    assert len(source) == 3
+    made = sorted((tmp_path / "made").glob("*.npz"))
+    assert [path.name for path in made] == [f"{name}.npz" for name in names]
+    words = open_words(config)
+    batch = {"features": read_example(config, words, source[1])["features"][None]}
+    config.data.features = ""
+    shown = {"image": read_example(config, words, open_examples(config)[1])["image"][None]}
+    ours, theirs = jax.jit(lambda: (features_of(model, batch), features_of(model, shown)))()
+    assert ours.shape == (1, 2, 2, 128)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+    # What is there is left as it is.
+    config.data.features = str(tmp_path / "made")
+    np.savez(made[0], x=np.ones((128, 2, 2), np.float32))
+    assert (open_examples(config, held_out=True)[0]["features"] == 1).all()
+
+
 # Real samples ----------------------------------------------------------------------------------
 
 samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the real samples of PJ-X are not here")
@@ -411,6 +457,33 @@ def vqa_x(tmp_path):
     return root
 
 
+def look(root, asked):
+    """People's maps of some photographs, and VQA-HAT's with VQA v1's questions; their folders."""
+    rng = np.random.default_rng(0)
+    maps, hat = root / "visual" / "test", root / "hat"
+    for folder in (maps, hat):
+        folder.mkdir(parents=True)
+    for one in asked[:5]:
+        np.savez(maps / f"{one.image}.npz", maps=rng.random((3, 30, 40)))
+    questions, annotations = [], []
+    for i, one in enumerate(asked[:3]):
+        told = {"question_id": i, "image_id": int(one.image[-16:-4])}
+        questions.append(told | {"question": one.question})
+        answers = [{"answer": answer} for answer in one.answers]
+        annotations.append(told | {"answers": answers})
+        if i:  # of the first question there is no map
+            for person in range(1, 3):
+                shown = np.uint8(rng.integers(256, size=(30, 40)))
+                Image.fromarray(shown).save(hat / f"{i}_{person}.png")
+    for name, rows in (
+        ("OpenEnded_", {"questions": questions}),
+        ("", {"annotations": annotations}),
+    ):
+        kind = next(iter(rows))
+        (root / f"{name}mscoco_val2014_{kind}.json").write_text(json.dumps(rows))
+    return maps.parent, hat
+
+
 @samples
 def test_the_form_of_vqa_x_from_end_to_end(vqa_x, tmp_path, monkeypatch):
     """Only plumbing: features are a random trunk's of random pictures, and two steps teach nothing.
@@ -427,9 +500,22 @@ def test_the_form_of_vqa_x_from_end_to_end(vqa_x, tmp_path, monkeypatch):
         *(*steps("answer", "explain"), "--workdir", str(run)),
     )
     assert train.main(flags) == 0
-    assert evaluate.main(("--workdir", str(run), "--num_examples", "20", "--probed", "2")) == 0
+    asked = open_asked("vqa_x", vqa_x, "val")
+    maps, hat = look(vqa_x, asked)
+    judging = ("--num_examples", "20", "--probed", "2", "--maps", str(maps), "--hat", str(hat))
+    assert evaluate.main(("--workdir", str(run), *judging)) == 0
     rows, notes = rows_of(run / "evaluation")
     assert notes["examples"] == 20
+    marked = sum(one.image in {other.image for other in asked[:5]} for one in asked[:20])
+    told = f"{marked} of 20 examples; the first holds 3 of 30×40 from 'maps' float64"
+    assert told in notes["people's maps"]
+    tables = json.loads((run / "evaluation" / "results.json").read_text())["tables"]
+    pointed = {
+        row["data"]: row["n"]
+        for row in tables["table 2.3"]
+        if row["source"] == "here" and row["method"] == "ours"
+    }
+    assert pointed == {notes["data"]: marked, "VQA-HAT": 2}
     assert "Java" in notes["meteor not computed"]
     assert {"yes/no", "other"} <= {method for table, method in rows if table == "answers"}
     # A copy of the justification of the same question and answer is one of these very examples'.

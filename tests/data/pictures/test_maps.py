@@ -7,7 +7,14 @@ import pytest
 
 from vljax.data.pictures.features import Features, compute_features, read_features
 from vljax.data.pictures.images import write_png
-from vljax.data.pictures.maps import find_hat, read_hat, read_pointing
+from vljax.data.pictures.maps import (
+    find_hat,
+    find_pointing,
+    mean_map,
+    named_pointing,
+    read_hat,
+    read_pointing,
+)
 from vljax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -132,3 +139,27 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be kept"):
         compute_features(tmp_path / "file", ["a"], lambda name: THREE, lambda batch: batch)
+
+
+def test_maps_are_found_by_question_picture_or_number(tmp_path):
+    names = named_pointing("2621480", "COCO_val2014_000000262148.jpg")
+    assert names == (
+        *("2621480", "COCO_val2014_000000262148.jpg"),
+        *("COCO_val2014_000000262148", "262148"),
+    )
+    for name in names:
+        folder = tmp_path / name / "visual" / "test"
+        folder.mkdir(parents=True)
+        np.savez(folder / f"{name}.npz", THREE)
+        assert find_pointing(tmp_path / name).keys() == {name}
+    with pytest.raises(UserError, match=r"holds no pointing map \(\.npz\)"):
+        find_pointing(tmp_path / "nowhere")
+
+
+def test_people_count_alike():
+    one, other = np.zeros((2, 2)), np.zeros((2, 2))
+    one[0, 0], other[1] = 10, 0.1
+    np.testing.assert_allclose(mean_map([one, np.zeros((2, 2)), other]), [[0.5, 0], [0.25, 0.25]])
+    assert not mean_map([np.zeros((2, 2))]).any()
+    with pytest.raises(UserError, match="different sizes \\(2×2, 2×3\\)"):
+        mean_map([one, np.zeros((2, 3))])

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,51 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read ({reason}): {_REMEDY}") from error
+
+
+def find_pointing(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """PJ-X's files of maps, by their names without `.npz`.
+
+    Args:
+        folder: That of the files, or of folders of them (`visual`, with `val` and `test`).
+
+    Raises:
+        UserError: there is no such folder or file.
+    """
+    root = Path(folder).expanduser()
+    found = {path.stem: path for path in sorted(root.rglob("*.npz"))}
+    if not found:
+        raise UserError(f"{root} holds no pointing map (.npz): give the unpacked folder")
+    return found
+
+
+def named_pointing(id: str, image: str) -> tuple[str, ...]:
+    """The names that the map of a question may have, the likeliest first.
+
+    That of the question, of its picture's file with and without its ending, or of the picture's
+    number in COCO.
+
+    Args:
+        id: Of the question.
+        image: Its picture's file name.
+    """
+    stem = Path(image).stem
+    return id, image, stem, stem.rpartition("_")[2].lstrip("0")
+
+
+def mean_map(maps: Sequence[Float[np.ndarray, "h w"]]) -> Float[np.ndarray, "h w"]:
+    """Where several people looked, each counting alike; zeros where all their maps are empty.
+
+    The paper does not say how it joined its three.
+
+    Raises:
+        UserError: the maps have different sizes.
+    """
+    if len({one.shape for one in maps}) != 1:
+        sizes = ", ".join("×".join(map(str, one.shape)) for one in maps)
+        raise UserError(f"maps of one picture have different sizes ({sizes}): fetch them again")
+    full = [np.float64(one) / one.sum(dtype=np.float64) for one in maps if one.any()]
+    return np.mean(full, axis=0) if full else np.zeros(maps[0].shape)
 
 
 def find_hat(folder: str | os.PathLike[str]) -> dict[str, tuple[Path, ...]]:

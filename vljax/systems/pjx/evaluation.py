@@ -24,7 +24,8 @@ from vljax.metrics.report import Report, Row
 from vljax.metrics.simulatability import guess_rightness, predict_answers
 from vljax.metrics.text import text_scores
 from vljax.metrics.vqa import vqa_accuracy
-from vljax.request import option
+from vljax.request import File, option
+from vljax.systems.pjx.maps import looked_at, marked, pointing_rows
 from vljax.systems.pjx.method import (
     Explained,
     explain_batch,
@@ -33,7 +34,7 @@ from vljax.systems.pjx.method import (
     probabilities,
 )
 from vljax.systems.pjx.model import PJX
-from vljax.systems.pjx.paper import paper_rows
+from vljax.systems.pjx.paper import chapter
 from vljax.systems.pjx.probing import Judged, about, batches, faithfulness, open_judged
 from vljax.systems.pjx.words import Words, open_words
 
@@ -47,6 +48,8 @@ class Judging:
     beams: int = option(1, low=1, high=64, help="width of the search for justifications")
     probed: int = option(100, low=0, help="examples whose evidence is taken away")
     copied: int = option(5000, low=1, help="training examples that the blind floors copy from")
+    maps: File | None = option(None, help="of photographs: folder of PJ-X's pointing maps")
+    hat: File | None = option(None, help="folder of VQA-HAT's maps, for VQA v1's questions")
     seed: int = option(0, help="breaks ties of ranks")
 
 
@@ -70,15 +73,16 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
     """
     words, benchmark = open_words(config), open_benchmark(config.data)
     judged, unanswerable = open_judged(config, words, benchmark, judging.num_examples)
-    ask = _asker(model, config, words, judged, judging)
-    rows: list[Row] = []
     notes: dict[str, Any] = {"examples": len(judged.examples), "data": benchmark.label}
     if unanswerable:
         notes["examples whose answer the model has no word for, left out"] = unanswerable
-    figures: dict[str, np.ndarray] = {}
     if model.explainer is None:
-        rows += _answers(words, judged, _answer_only(model, config, judged, judging))
-        return Report(tuple(rows), notes, figures)
+        shares = _answer_only(model, config, judged, judging)
+        return Report(tuple(_answers(words, judged, shares)), notes)
+    if judging.maps:
+        judged, notes["people's maps"] = marked(judged, judging.maps)
+    ask = _asker(model, config, words, judged, judging)
+    rows: list[Row] = []
     ours = {"true answer": ask("explainer", True), "own answer": ask("explainer", False)}
     rows += _answers(words, judged, ours["own answer"].probabilities)
     told = {("ours", how): _texts(words, found) for how, found in ours.items()}
@@ -91,12 +95,20 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
                 told[name, how] = _texts(words, ask(part, truly))
     floors = _floors(config, judged, judging.copied)
     rows += _justifications(benchmark, words, judged, told, floors, ours["true answer"], notes)
-    rows += _pointing(judged, ours["true answer"], judging.seed, notes)
+    pointed = [(benchmark.label, judged, ours["true answer"])]
+    if judging.hat:
+        looked = looked_at(config, words, judging.hat, judging.num_examples)
+        explained = _asker(model, config, words, looked, judging)("explainer", True)
+        pointed.append(("VQA-HAT", looked, explained))
+    for data, examples, found in pointed:
+        found_rows, found_notes = pointing_rows(examples, found, data, judging.seed)
+        rows += found_rows
+        notes |= found_notes
     rows += _rightness(words, judged, ours["own answer"], told)
     if judging.probed:
         rows += faithfulness(model, config, words, judged, ours, judging.probed, judging.seed)
-    figures |= _figures(words, judged, ours["own answer"])
-    return Report((*rows, *paper_rows()), notes, figures)
+    figures = _figures(words, judged, ours["own answer"])
+    return Report((*rows, *chapter()), notes, figures)
 
 
 def _asker(
@@ -235,99 +247,6 @@ def _agreement(
         "its area": 100 * float(np.mean(areas)) if areas else float("nan"),
         "n": len(shares),
     }
-
-
-# Pointing (table 2.3) --------------------------------------------------------------------------
-
-
-def _pointing(judged: Judged, ours: Explained, seed: int, notes: dict[str, Any]) -> Iterator[Row]:
-    """Our rows of table 2.3, and the same by kind of question; without evidence there are none.
-
-    Where the background is the evidence most of the picture is, and pointing there proves nothing:
-    such questions have a row of their own and are left out of the table.
-    """
-    if "evidence" not in judged.examples[0]:
-        return
-    height, width = ours.points.shape[1:]
-    found: list[tuple[str, str, dict[str, float]]] = []
-    rng = np.random.default_rng(seed)
-    empty = 0
-    for i, example in enumerate(judged.examples):
-        truth = pointing.to_grid(example["evidence"], height)
-        if truth is None:
-            empty += 1
-            continue
-        rows, columns = np.mgrid[:height, :width]
-        centre = np.exp(
-            -((rows - (height - 1) / 2) ** 2 + (columns - (width - 1) / 2) ** 2)
-            / (2 * (height / 4) ** 2)
-        )
-        maps = {
-            "uniform": np.full((height, width), 1 / (height * width)),
-            "centre": centre / centre.sum(),
-            "answering model": None if ours.looked is None else ours.looked[i],
-            "ours": ours.points[i],
-            "the evidence itself": truth,
-        }
-        kind = example.get("question_kind", "")
-        point = rng.random((height, width)) == 0
-        point.flat[rng.integers(point.size)] = True
-        expected = pointing.random_point_distance(truth)
-        drawn = _against(point.astype(np.float64), truth, example["evidence"], rng, expected)
-        found.append(("random point", kind, drawn))
-        for name, one in maps.items():
-            if one is not None:
-                one = np.asarray(one, np.float64)
-                one /= one.sum()
-                found.append((name, kind, _against(one, truth, example["evidence"], rng)))
-    if empty:
-        notes["examples with an empty evidence mask, left out of pointing"] = empty
-    kinds = sorted({kind for _, kind, _ in found} - {""})
-    for table, wanted in (
-        ("table 2.3", {*kinds} - {"background"} if kinds else {""}),
-        *((f"pointing, {kind}", {kind}) for kind in kinds),
-    ):
-        for name in dict.fromkeys(name for name, _, _ in found):
-            values = [v for n, kind, v in found if n == name and kind in wanted]
-            if values:
-                yield Row(table, name, _means(values))
-
-
-def _against(
-    one: pointing.Map,
-    truth: pointing.Map,
-    evidence: np.ndarray,
-    rng: np.random.Generator,
-    distance: float | None = None,
-) -> dict[str, float]:
-    """How well a map points, by all measures; its EMD where it is not known already."""
-    distance = pointing.earth_movers_distance(one, truth) if distance is None else distance
-    told = {
-        "EMD": distance,
-        "rank correlation": pointing.rank_correlation(one, truth, rng),
-        "rank correlation, mean ranks": pointing.rank_correlation(one, truth),
-        "IoU": pointing.top_iou(one, truth),
-        "AUC": pointing.area_under_curve(one, truth),
-    }
-    if evidence.dtype == bool:  # a mask, not a heat map of people's
-        mass = pointing.mass_on(one, evidence)
-        told |= {
-            "pointing game": 100.0 * pointing.pointing_game(one, evidence),
-            "mass on the evidence": 100 * mass,
-            "mass / area": mass / float(evidence.mean()),
-        }
-    return told
-
-
-def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    told: dict[str, float] = {}
-    for name in values[0]:
-        column = np.array([one[name] for one in values])
-        known = column[np.isfinite(column)]
-        told[name] = float(known.mean()) if known.size else float("nan")
-        if name == "EMD":
-            told["standard error of EMD"] = float(known.std() / np.sqrt(known.size))
-    return {**told, "n": len(values)}
 
 
 # Guessing whether the model was right (table 2.4) ----------------------------------------------

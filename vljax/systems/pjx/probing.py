@@ -179,7 +179,7 @@ def _deletion(model: PJX, judged: Judged, ours: Explained, count: int, seed: int
     maps = {"ours": ours.points, "random": rng.random(ours.points.shape)}
     if ours.looked is not None:
         maps["answering model"] = ours.looked
-    if "evidence" in judged.examples[0]:
+    if all("evidence" in one for one in judged.examples[:count]):
         grids = [pointing.to_grid(one["evidence"], side) for one in judged.examples[:count]]
         maps["the evidence itself"] = np.stack(
             [np.zeros((side, side)) if grid is None else grid for grid in grids]

@@ -121,6 +121,11 @@ def _plain(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def is_given(picture: Picture | None) -> typing.TypeGuard[Picture]:
+    """Whether a person gave a picture: pixels, or the name of a file."""
+    return isinstance(picture, np.ndarray) or bool(picture)
+
+
 def add_flags(parser: argparse.ArgumentParser, request: type) -> None:
     """A flag for each field of a request, with its name."""
     for one in options(request):

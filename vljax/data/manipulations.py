@@ -39,7 +39,9 @@ class Manipulation:
         entity: The word for the entity.
         text: What shall be there.
         caption: What the picture shows.
+        own_text: What the entity is, worded as `text`; the caption, where only that is known.
         kind: Of what kind the wish is; empty where the data tells no kinds.
+        name: The picture's file, where it has one.
         mask: The entity's pixels, where known.
         entities: The masks of all that the picture is divided into, where known.
         target: The picture as wished, where known.
@@ -51,7 +53,9 @@ class Manipulation:
     entity: str
     text: str
     caption: str
+    own_text: str
     kind: str = ""
+    name: str = ""
     mask: Bool[np.ndarray, "h w"] | None = None
     entities: Bool[np.ndarray, "n h w"] | None = None
     target: UInt8[np.ndarray, "h w 3"] | None = None
@@ -76,6 +80,7 @@ def scene_manipulations(scenes: Scenes, kinds: Sequence[str]) -> Iterator[Manipu
             entity=told.entity,
             text=told.text,
             caption=told.caption,
+            own_text=told.own_text,
             kind=kind,
             mask=told.mask,
             entities=np.concatenate([visible, ~visible.any(0, keepdims=True)]),
@@ -115,7 +120,15 @@ def caption_manipulations(source: Source, entity: str | None = None) -> Iterator
         others = [text for i, text in choices if i != index]
         if word is None or not others:
             continue
-        yield Manipulation(source[index]["image"], word, draws.pick(others), caption)
+        example = source[index]
+        yield Manipulation(
+            example["image"],
+            entity=word,
+            text=draws.pick(others),
+            caption=caption,
+            own_text=caption,
+            name=example.get("path", ""),
+        )
 
 
 def _all(source: Source) -> Iterator[dict[str, Any]]:
@@ -221,7 +234,9 @@ class PieBench:
             entity=blended[0] or before,
             text=blended[1] or after,
             caption=before,
+            own_text=blended[0] or before,
             kind=str(entry["editing_type_id"]),
+            name=entry["image_path"],
             mask=pie_mask(entry["mask"]),
             target_caption=after,
         )

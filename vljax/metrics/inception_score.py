@@ -3,12 +3,21 @@
 For the tables of `text2image`, `semani_trans` and `semani_diff`, which report it.
 """
 
+import functools
 import itertools
+import os
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
 from vljax.errors import UserError
+from vljax.models.inception import InceptionV3
+from vljax.ops.pixels import to_unit
+from vljax.pretrained import load
 
 
 def inception_score(
@@ -46,3 +55,21 @@ def inception_score(
         marginal = np.maximum(p.mean(0), np.finfo(float).tiny)
         values.append(np.exp((p * (part - np.log(marginal))).sum(1).mean()))
     return float(np.mean(values)), float(np.std(values))
+
+
+def inception_logits(path: str | os.PathLike) -> Callable[[Any], Float[Array, "b 1008"]]:
+    """The logits of published scores, without bias, from uint8 pictures [b h w 3]; jitted.
+
+    Args:
+        path: A checkpoint of `InceptionV3`.
+
+    Raises:
+        UserError: it does not hold one.
+    """
+    network = load(jax.eval_shape(lambda: InceptionV3(rngs=nnx.Rngs(0))), path)
+
+    @jax.jit
+    def logits(network: InceptionV3, pixels: Array) -> Float[Array, "b 1008"]:
+        return network.logits(network.features(to_unit(pixels)), bias=False)
+
+    return functools.partial(logits, jax.tree.map(jax.numpy.asarray, network))

@@ -10,7 +10,7 @@ in the paper: only rows made here compare with each other. On scenes everything 
 `scene_score` asks the oracle what became of the edited object and of the others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,7 +201,7 @@ def scene_columns(scores: Iterable[SceneScore]) -> dict[str, Float[np.ndarray, "
     return {**columns, "PSNR outside": np.where(np.isposinf(psnr), 99.0, psnr)}
 
 
-def means(columns: dict[str, Float[np.ndarray, " n"]]) -> dict[str, float]:
+def means(columns: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, float]:
     """Each column's mean, and of the first the standard error; what is not finite is left out."""
     told: dict[str, float] = {}
     for name, column in columns.items():

@@ -132,6 +132,12 @@ def own_pieces(
     return tokenizer([prompt.format(word)], length), own
 
 
+def inner_tokens(tokens: Int[Array, "b n"]) -> Bool[Array, "b n"]:
+    """Which tokens are a text's own, after its start and before its end: what FILIP compares."""
+    place = jnp.arange(tokens.shape[1])
+    return (place > 0) & (place < tokens.argmax(-1)[:, None])
+
+
 @jax.jit
 def token_similarity(
     clip: CLIP,

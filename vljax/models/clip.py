@@ -256,11 +256,17 @@ class CLIP(TextTransformer):
         hidden = jnp.take_along_axis(self.hidden_states(tokens), end[:, None, None], axis=1)[:, 0]
         return (hidden @ self.text_projection[...].astype(hidden.dtype)).astype(jnp.float32)
 
-    def image_tokens(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b n e"]:
+    def image_tokens(
+        self, images: Float[Array, "b h w 3"], *, whole: bool = False
+    ) -> Float[Array, "b n e"]:
         """The embedding of every patch of pictures, row by row, not normalised, float32.
 
         Of a ViT: every token goes through the last norm and the projection, as the class token
         does in `encode_image` (FILIP, Yao et al. 2022).
+
+        Args:
+            images: As in `encode_image`.
+            whole: Return before them the class token's, which is `encode_image`'s embedding.
 
         Raises:
             UserError: the image tower is a ResNet.
@@ -268,7 +274,7 @@ class CLIP(TextTransformer):
         if not isinstance(self.visual, VisionTransformer):
             raise UserError("a CLIP with a ResNet has no patch tokens: give one with a ViT")
         prepared = prepare_images(images, self.visual.image_size).astype(self.dtype)
-        tokens = self.visual.positions(prepared)[:, 1:]
+        tokens = self.visual.positions(prepared)[:, 0 if whole else 1 :]
         return (tokens @ self.visual.proj[...].astype(tokens.dtype)).astype(jnp.float32)
 
     def text_tokens(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n e"]:

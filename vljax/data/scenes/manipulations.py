@@ -36,6 +36,7 @@ class SceneManipulation:
         after_caption: what the scene as wished shows, worded alike.
         entity: the word for it: "circle", or "red circle" where there are two; "background".
         text: what shall be there: "a blue circle".
+        own_text: what is there, worded alike.
         mask: the pixels of the entity.
     """
 
@@ -47,6 +48,7 @@ class SceneManipulation:
     after_caption: str
     entity: str
     text: str
+    own_text: str
     mask: Bool[np.ndarray, "h w"]
 
 
@@ -70,9 +72,10 @@ def scene_manipulation(
     """
     if kind == TWO_COLOURS:
         changed, after, entity, text, mask = _two_colours(scene, image_size, seed)
+        own = listed([f"a {scene.objects[i].name}" for i in changed])
     else:
         (edit,) = edit_requests(scene, image_size, seed, (kind,))
-        after, text = edit.target, edit.edit_prompt
+        after, text, own = edit.target, edit.edit_prompt, edit.source_prompt
         if edit.index is None:
             changed, entity, mask = (), "background", edit.mask
         else:
@@ -81,7 +84,7 @@ def scene_manipulation(
             mask = masks(scene, image_size)[edit.index]
     # The wording that names every object and the background, and no more.
     told = [captions(one, seed)[1] for one in (scene, after)]
-    return SceneManipulation(kind, scene, after, changed, told[0], told[1], entity, text, mask)
+    return SceneManipulation(kind, scene, after, changed, told[0], told[1], entity, text, own, mask)
 
 
 def _two_colours(

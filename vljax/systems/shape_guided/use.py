@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard, get_args
+from typing import get_args
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ from vljax.models.clipseg import CLIPSeg
 from vljax.models.folders import clipseg_arguments
 from vljax.ops.inside_outside import StrengthSchedule
 from vljax.ops.pixels import to_unit
-from vljax.request import File, Picture, option
+from vljax.request import File, Picture, is_given, option
 from vljax.systems import Result
 from vljax.systems.shape_guided.batch import Batch, Keep, Wish, make_batch, token_split
 from vljax.systems.shape_guided.methods import METHODS, Settings
@@ -95,12 +95,12 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
     Raises:
         UserError: a field, the photograph or the mask cannot be.
     """
-    if not _given(request.image) or not request.source_prompt:
-        name = "source_prompt" if _given(request.image) else "image"
+    if not is_given(request.image) or not request.source_prompt:
+        name = "source_prompt" if is_given(request.image) else "image"
         raise UserError(f"--{name} is missing: give the photograph and what is in the shape")
     method = METHODS[request.method]
     method.check(request)
-    if request.invert_mask and not _given(request.mask):
+    if request.invert_mask and not is_given(request.mask):
         raise UserError("--invert_mask turns a mask around: give one with --mask=FILE")
 
     # What is to change, and where.
@@ -114,7 +114,7 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
     keep: Keep = request.keep or wish.side_that_stays()  # type: ignore[assignment]
     photo = read_image(request.image)
     height, width = photo.shape[:2]
-    if _given(request.mask):
+    if is_given(request.mask):
         shape = read_mask(request.mask, (height, width), invert=request.invert_mask)
     else:
         shape = _inferred(photo, find_segmenter(model, config, request.segmenter), source)
@@ -174,10 +174,6 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
         maps = method.attention_maps(model, config, batch, settings, latents)[0]
         rows = [(word, maps[place]) for place, word in words.items()]
         yield Result("attention.png", _paint(rows, size), "where tokens attend", told)
-
-
-def _given(picture: Picture | None) -> TypeGuard[Picture]:
-    return isinstance(picture, np.ndarray) or bool(picture)
 
 
 def _factors(words: Sequence[str]) -> dict[str, float]:

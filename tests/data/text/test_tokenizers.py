@@ -55,6 +55,30 @@ def hugging_face_folder(tmp_path_factory):
     return folder
 
 
+def test_a_folder_tells_what_pads(tmp_path):
+    """Stable Diffusion 2 pads with "!", whose index is 0, after the end token."""
+    transformers = pytest.importorskip("transformers")
+    made = train_tokenizer(CAPTIONS, 600)
+    (tmp_path / "tokenizer").mkdir()
+    made.save(tmp_path / "tokenizer" / "tokenizer.json")
+    before = open_tokenizer(tmp_path)(["a red circle"], 9)
+    (tmp_path / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": "!"}')
+    after = open_tokenizer(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer" / "tokenizer.json"), pad_token="!"
+    )
+    found = after(["a red circle", "wow!"], 9)
+    assert after.pad == theirs.pad_token_id == 0
+    end = int(before.argmax())
+    np.testing.assert_array_equal(found[0, : end + 1], before[0, : end + 1])
+    assert (before[0, end:] == made.end).all()
+    assert not found[0, end + 1 :].any()
+    assert after.decode(found) == ["a red circle", "wow !"]
+    (tmp_path / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
+    with pytest.raises(UserError, match="has no '<pad>' to pad with"):
+        open_tokenizer(tmp_path)
+
+
 def strings(count):
     """Words, signs, digits, any Unicode, emoji, white space, marks, long and empty ones."""
     rng = np.random.default_rng(0)

@@ -42,17 +42,18 @@ _CLIP_MERGES = 48_894
 class Tokenizer:
     """A text's tokens, between a start and an end token.
 
-    The end token has the largest index and pads, as in `transformers`; CLIP's text tower reads the
-    embedding at its first place.
+    The end token has the largest index; CLIP's text tower reads the embedding at its first place.
 
     Args:
         backend: Splits text into the tokens of its vocabulary, which holds `START` and `END`.
+        padding: The token that fills what is left of a row after the end: `END`, as CLIP and
+            Stable Diffusion 1 have it, or "!" (index 0), as Stable Diffusion 2 has.
 
     Raises:
-        UserError: it does not hold them, or `END` is not its last.
+        UserError: the vocabulary does not hold them, or `END` is not its last.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, padding: str = END) -> None:
         self.vocabulary_size: int = backend.get_vocab_size()
         start, end = backend.token_to_id(START), backend.token_to_id(END)
         if start is None or end != self.vocabulary_size - 1:
@@ -60,8 +61,14 @@ class Tokenizer:
                 f"the vocabulary does not end in {START} and {END} as CLIP's does: give the "
                 "tokenizer that belongs to the CLIP"
             )
+        if (pad := backend.token_to_id(padding)) is None:
+            raise UserError(
+                f"the vocabulary has no {padding!r} to pad with: give the tokenizer that belongs "
+                "to the text tower"
+            )
         self.start: int = start
         self.end: int = end
+        self.pad: int = pad
         self._backend = backend
 
     def __call__(
@@ -84,10 +91,10 @@ class Tokenizer:
         if room < 0:
             raise ValueError(f"length={length} has no room for the start and the end token")
         encoded = self._encode(texts)
-        tokens = np.full((len(encoded), length), self.end, np.int32)
-        tokens[:, 0] = self.start
+        tokens = np.full((len(encoded), length), self.pad, np.int32)
         for row, ids in zip(tokens, encoded, strict=True):
-            row[1 : 1 + min(len(ids), room)] = ids[:room]
+            kept = [self.start, *ids[:room], self.end]
+            row[: len(kept)] = kept
         if warn:
             _warn_of_length(texts, encoded, room)
         return tokens
@@ -151,7 +158,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     Args:
         path: CLIP's merges (`bpe_simple_vocab_16e6.txt.gz`, or unpacked), a `tokenizer.json`, or a
             Hugging Face folder with `tokenizer.json` or `vocab.json` and `merges.txt`, itself or
-            in its folder `tokenizer`.
+            in its folder `tokenizer`; beside them may be told what pads.
 
     Raises:
         UserError: nothing readable is there, or it is no tokenizer of CLIP's form.
@@ -170,7 +177,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
             # A folder's own padding and truncation give way to the caller's length.
             backend.no_padding()
             backend.no_truncation()
-            return Tokenizer(backend)
+            return Tokenizer(backend, _padding(path.parent))
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
@@ -184,7 +191,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
             indices = None
         else:
             raise ValueError(f"{len(merges)} merges instead of {_CLIP_MERGES}")
-        return Tokenizer(_byte_pair_encoding(merges, indices))
+        return Tokenizer(_byte_pair_encoding(merges, indices), _padding(path.parent))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:  # the library raises bare exceptions
@@ -299,6 +306,17 @@ def _in_folder(folder: Path) -> Path:
         f"{folder} holds no tokenizer: it should contain tokenizer.json, or vocab.json and "
         "merges.txt"
     )
+
+
+def _padding(folder: Path) -> str:
+    """The token that pads, as a Hugging Face folder tells it."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            told = json.loads((folder / name).read_text("utf-8")).get("pad_token")
+            told = told.get("content") if isinstance(told, dict) else told
+            if isinstance(told, str):
+                return told
+    return END
 
 
 def _shortened(text: str, length: int = 60) -> str:

@@ -250,7 +250,7 @@ def published_scale(
 
     Args:
         source: Tokens of the two source prompts, for inside and outside, each with its start, its
-            end and what pads it (the last token).
+            end (the greatest index) and what pads it.
         edit: Tokens of the two edit prompts.
         scale: The factor on new tokens.
     """
@@ -259,7 +259,7 @@ def published_scale(
     factors = np.full(tokens, scale, np.float32)
     for before, after, count, offset in zip(source, edit, split, (0, split[0]), strict=True):
         old, new = list(map(int, before)), list(map(int, after))
-        end = new.index(new[-1])
+        end = new.index(max(new))
         for kind, _, _, first, last in difflib.SequenceMatcher(None, old, new).get_opcodes():
             if kind == "equal" and first < end:
                 shared = np.arange(max(first, 1), min(last, count))

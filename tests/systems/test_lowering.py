@@ -23,7 +23,7 @@ from vljax.data.text.tokenizers import train_tokenizer
 from vljax.data.text.vocabulary import learn_words
 from vljax.diffusion.process import make_process
 from vljax.doors import parse_config
-from vljax.systems import load_system, shape_guided
+from vljax.systems import load_system, semani_diff, shape_guided
 from vljax.systems.cdd_icm import method as cdd_icm
 from vljax.systems.pjx import method as pjx
 from vljax.systems.pjx.words import open_words
@@ -37,9 +37,9 @@ from vljax.training.weights import stages_to_train
 ROOT = Path(__file__).parents[2]
 SMALL = (
     *("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery", "cdd_icm_iclevr"),
-    *("pjx_vqax", "pjx_actx"),
+    *("pjx_vqax", "pjx_actx", "semani_diff_coco"),
 )
-# Shape-Guided's published recipe trains nothing.
+# The published recipes of Shape-Guided and SeMani-Diff train nothing.
 PUBLISHED = (
     *("sdg_ffhq", "sdg_lsun", "voi_coco", "voi_django", "voi_gigaword", "voi_wmt16"),
     *("cdd_icm_iclevr", "pjx_vqax"),
@@ -141,7 +141,7 @@ def is_fused(lowered):
 
 @pytest.mark.parametrize(
     "opened",
-    cases("small", "sdg_ffhq", "shape_guided_coco", "pjx_vqax", slow=False)
+    cases("small", "sdg_ffhq", "shape_guided_coco", "pjx_vqax", "semani_diff_coco", slow=False)
     + cases("shallow", "voi_django", slow=False),
     indirect=True,
 )
@@ -245,6 +245,29 @@ def test_edits_of_shape_guided(opened):
     inverted = jax.ShapeDtypeStruct((5, *latents.shape), np.float32)
     for program, given in ((invert, ()), (generate, (inverted,))):
         fused = is_fused(lower(program, sd, process, batch, *given))
+        assert fused == (config.model.unet.dtype == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "semani_diff_coco", slow=False)
+    + cases("published", "semani_diff_coco", slow=True),
+    indirect=True,
+)
+def test_manipulations_of_semani_diff(opened):
+    config, _, skeleton = opened
+    sd, side = skeleton.sd, config.data.image_size
+    image, mask = np.zeros((1, side, side, 3), np.uint8), np.ones((1, side, side), bool)
+    tokenizer = semani_diff.model.make_tokenizer(semani_diff.get_config())
+    batch = semani_diff.method.make_batch(
+        tokenizer, sd.tokens, image, mask, ["a star"], guidance_scale=2.0, seeds=[0]
+    )
+    process = make_process(config, "leading4")
+    for program, given in (
+        (semani_diff.method.draw, (sd,)),
+        (semani_diff.method.blend, (sd, None)),
+    ):
+        fused = is_fused(lower(program, *given, process, batch))
         assert fused == (config.model.unet.dtype == "bfloat16")
 
 

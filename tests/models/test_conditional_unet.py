@@ -41,6 +41,13 @@ NETWORKS = {
         "use_linear_projection": True,
     },
     "full": {"sample_size": 64, "cross_attention_dim": 768},
+    "full_sd2_inpainting": {
+        "sample_size": 64,
+        "in_channels": 9,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
 }
 
 
@@ -309,15 +316,18 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
         unet_arguments(tmp_path)
 
 
-def test_the_published_config_gives_the_published_network(tmp_path):
-    """Every tensor of Stable Diffusion 1.5 by name and shape, nothing computed."""
+@pytest.mark.parametrize(
+    ("name", "count"), [("full", 859_520_964), ("full_sd2_inpainting", 865_925_124)]
+)
+def test_the_published_config_gives_the_published_network(tmp_path, name, count):
+    """Every tensor of Stable Diffusion 1.5 or 2's inpainting by name and shape, none computed."""
     with torch.device("meta"):
-        peer = diffusers.UNet2DConditionModel(**NETWORKS["full"])
+        peer = diffusers.UNet2DConditionModel(**NETWORKS[name])
     peer.save_config(tmp_path)
     ours = named_parameters(skeleton_of(tmp_path))
     theirs = peer.state_dict()
     assert ours.keys() == theirs.keys()
-    assert sum(p.size for p in ours.values()) == 859_520_964
+    assert sum(p.size for p in ours.values()) == count
     assert all(ours[name].size == theirs[name].numel() for name in ours)
 
 
@@ -342,13 +352,14 @@ def test_latents_that_cannot_be_halved_are_refused(small):
 
 
 @pytest.mark.slow
-def test_full_size_matches_diffusers(tmp_path: Path):
-    """Stable Diffusion 1.5 at 64×64: 860 million parameters, about 11 GB of memory and minutes."""
-    peer = peer_of("full", tmp_path)
+@pytest.mark.parametrize("name", ["full", "full_sd2_inpainting"])
+def test_full_size_matches_diffusers(tmp_path: Path, name):
+    """At 64×64: 860 million parameters, about 11 GB of memory and minutes."""
+    peer = peer_of(name, tmp_path)
     x, t, context = inputs(peer, size=(64, 64), batch=1)
     with torch.no_grad():
         expected = peer(*torch_inputs(x, t, context)).sample
     del peer
     model = pretrained.load(skeleton_of(tmp_path), tmp_path)
     y = jax.jit(lambda model, *a: model(*a))(model, x, t, context)
-    print(f"\nSD-1.5 U-Net: relative error {assert_close(y, expected):.1e}")
+    print(f"\n{name} U-Net: relative error {assert_close(y, expected):.1e}")

@@ -46,7 +46,8 @@ def get_config() -> ConfigDict:
             # Noisy latents, the mask, and the latents of what is around it.
             "in_channels": 9,
             "block_out_channels": (32, 64),
-            "attention_levels": (True, True),
+            # Where latents are 8 × 8; at 16 × 16 attention costs as much as all the rest.
+            "attention_levels": (False, True),
             "layers_per_block": 1,
             "context_features": 64,
             "num_heads": (2, 4),
@@ -109,9 +110,9 @@ def get_config() -> ConfigDict:
         }
 
     config.stages = {
-        "clip": stage(48, 500, name="muon", learning_rate=3e-3),
-        "autoencoder": stage(16, 1000, ema_decay=0.99, learning_rate=3e-3),
-        "inpaint": stage(16, 2400, ema_decay=0.995, name="muon", learning_rate=6e-3, b2=0.99),
+        "clip": stage(48, 450, name="muon", learning_rate=3e-3),
+        "autoencoder": stage(16, 800, ema_decay=0.99, learning_rate=3e-3),
+        "inpaint": stage(16, 3000, ema_decay=0.995, name="muon", learning_rate=6e-3, b2=0.99),
     }
     config.pretrained = {"sd": "", "clip": "", "base": ""}
     config.samples = {
@@ -126,7 +127,7 @@ def get_config() -> ConfigDict:
         "feather": 1.0,
         "count": 8,
     }
-    config.log.pictures_every = 800
+    config.log.pictures_every = 1000
     config.checkpoint.every = 500
     return config
 

@@ -135,6 +135,80 @@ def test_output_and_gradients_match_openai(name):
         assert product == pytest.approx(along, abs=tolerance), parameter
 
 
+def glide_base():
+    """Names and shapes of GLIDE's `base.pt` without its text transformer, from its blocks in turn.
+
+    192, 384, 576, 768 channels at 64, 32, 16, 8 pixels, three residual blocks a level, attention
+    from 32 pixels on to 512 features of text.
+    """
+    shapes = {}
+
+    def layer(name, *shape):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    def residual(name, channels, out):
+        layer(f"{name}.in_layers.0", channels)
+        layer(f"{name}.in_layers.2", out, channels, 3, 3)
+        layer(f"{name}.emb_layers.1", 2 * out, 768)
+        layer(f"{name}.out_layers.0", out)
+        layer(f"{name}.out_layers.3", out, out, 3, 3)
+        if channels != out:
+            layer(f"{name}.skip_connection", out, channels, 1, 1)
+
+    def attending(name, channels):
+        layer(f"{name}.norm", channels)
+        layer(f"{name}.qkv", 3 * channels, channels, 1)
+        layer(f"{name}.encoder_kv", 2 * channels, 512, 1)
+        layer(f"{name}.proj_out", channels, channels, 1)
+
+    for i, channels in ((0, 192), (2, 768)):
+        layer(f"time_embed.{i}", 768, channels)
+    layer("input_blocks.0.0", 192, 3, 3, 3)
+    down = [*3 * [(192, 192)], "down", (192, 384), *2 * [(384, 384)], "down", (384, 576)]
+    down += [*2 * [(576, 576)], "down", (576, 768), *2 * [(768, 768)]]
+    channels = 192
+    for i, block in enumerate(down, start=1):
+        channels, out = (channels, channels) if block == "down" else block
+        residual(f"input_blocks.{i}.0", channels, out)
+        if block != "down" and out > 192:
+            attending(f"input_blocks.{i}.1", out)
+        channels = out
+    for i in (0, 2):
+        residual(f"middle_block.{i}", 768, 768)
+    attending("middle_block.1", 768)
+    # Channels that come in are those of the block before and of the one across.
+    up = [*3 * [(1536, 768)], (1344, 768), (1344, 576), *2 * [(1152, 576)], (960, 576), (960, 384)]
+    up += [*2 * [(768, 384)], (576, 384), (576, 192), *3 * [(384, 192)]]
+    for i, (channels, out) in enumerate(up):
+        residual(f"output_blocks.{i}.0", channels, out)
+        if out > 192:
+            attending(f"output_blocks.{i}.1", out)
+        if i in (3, 7, 11):
+            residual(f"output_blocks.{i}.2", out, out)
+    layer("out.0", 192)
+    layer("out.2", 6, 192, 3, 3)
+    return shapes
+
+
+def test_glides_published_names_are_ours():
+    """Every tensor of the U-Net in `base.pt`, and no other; 308 million numbers."""
+    ours = jax.eval_shape(
+        lambda: UNet(
+            image_size=64,
+            model_channels=192,
+            channel_mult=(1, 2, 3, 4),
+            out_channels=6,
+            num_res_blocks=3,
+            attention_resolutions=(32, 16, 8),
+            num_head_channels=64,
+            context_features=512,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    zeros = published_weights(ours, tensor=lambda name, shape: np.zeros(shape, bool))
+    assert {name: value.shape for name, value in zeros.items()} == glide_base()
+
+
 @pytest.mark.slow
 def test_full_size_matches_guided_diffusion():
     """ADM for LSUN at 256 px: 553 million parameters, about 10 GB of memory and minutes."""

@@ -475,7 +475,7 @@ def test_held_out_dialogues_are_drawn(workdir, tmp_path):
 
 
 def test_tables_fill_themselves(workdir):
-    flags = ("--num_dialogues", "3", "--batch_size", "3", "--compared_steps", "2")
+    flags = ("--num_dialogues", "3", "--batch_size", "3", "--compared_steps", "2", "--compared_steps", "dpm_solver:2")
     assert evaluate.main(("--workdir", str(workdir), *flags)) == 0
     found = json.loads((workdir / "evaluation" / "results.json").read_text())
     tables = found["tables"]

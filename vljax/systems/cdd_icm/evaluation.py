@@ -78,7 +78,8 @@ class Judging:
         None, help="denoising steps: 250, ddim50, trailing25 … (default: config.samples.steps)"
     )
     compared_steps: tuple[str, ...] = option(
-        (), help="further numbers of steps to draw the same dialogues with: 250 trailing10 …"
+        (),
+        help="what else to draw the same dialogues with: 250 trailing10 dpm_solver:10 …",
     )
     localizer: File | None = option(
         None, help="GeNeVA's published detector and localiser, which judges i-CLEVR and CoDraw"
@@ -167,35 +168,37 @@ class Study:
     judging: Judging
     given: Dialogues
 
-    def drawing(self, steps: str | None = None, **changed: Any) -> Drawing:
+    def drawing(self, **changed: Any) -> Drawing:
         """How they are drawn."""
         asked = self.judging
-        usual = {"phi": asked.text_scale, "icm": asked.icm_scale, "keep": asked.keep}
         return Drawing(
             self.config,
-            asked.sampler,
-            steps or asked.steps,
-            candidates=asked.candidates,
-            **{**usual, **changed},
+            **{
+                "sampler": asked.sampler,
+                "steps": asked.steps,
+                "phi": asked.text_scale,
+                "icm": asked.icm_scale,
+                "candidates": asked.candidates,
+                "keep": asked.keep,
+                **changed,
+            },
         )
 
-    def draw(
-        self,
-        label: str,
-        steps: str | None = None,
-        *,
-        true_references: bool = False,
-        **changed: float,
-    ) -> Pictures:
+    def draw(self, label: str, *, true_references: bool = False, **changed: Any) -> Pictures:
         """All turns of all dialogues."""
-        return self.drawing(steps, **changed).dialogues(
+        return self.drawing(**changed).dialogues(
             self.model,
             self.judging.seed,
             self.given,
-            min(self.judging.batch_size, len(self.given.lengths)),
+            self.batch_size,
             true_references=true_references,
             label=label,
         )
+
+    @property
+    def batch_size(self) -> int:
+        """How many dialogues are drawn at a time."""
+        return min(self.judging.batch_size, len(self.given.lengths))
 
 
 def _anew(benchmark: Benchmark, given: Dialogues, seed: int) -> dict[str, Pictures]:
@@ -260,11 +263,19 @@ def open_detector(benchmark: Benchmark, judging: Judging) -> Detector | None:
     if oracle is None:
         return None
     classes = len(benchmark.classes)
+    found: dict[bytes, Sequence[Any]] = {}
+
+    def detect(picture: UInt8[np.ndarray, "h w 3"]) -> Sequence[Any]:
+        # Every table looks at the same pictures.
+        key = picture.tobytes()
+        if key not in found:
+            found[key] = oracle.detect(picture)
+        return found[key]
 
     def see(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Layout]:
-        return [layout_of(oracle.detect(one), classes, one.shape[:2]) for one in pictures]
+        return [layout_of(detect(one), classes, one.shape[:2]) for one in pictures]
 
-    return Detector("the oracle", see, oracle.detect)
+    return Detector("the oracle", see, detect)
 
 
 def open_localizer(
@@ -452,17 +463,26 @@ def _retrieval(model: CDDICM, given: Dialogues, batch_size: int) -> Row:
 
 
 def _steps(study: Study, detector: Detector | None, judging: Judging) -> Iterator[Row]:
-    """The same dialogues in other numbers of steps, and how long a turn of a picture takes."""
+    """The same dialogues in other numbers of steps, and how long a picture takes."""
     if detector is None:
         return
-    meant = detector.layouts(study.given.pictures, study.given.lengths)
-    turns = len(study.given.lengths) * study.given.tokens.shape[1]
-    for steps in judging.compared_steps:
+    given, size = study.given, study.batch_size
+    meant = detector.layouts(given.pictures, given.lengths)
+    # A first turn for the compiler, whose time does not count.
+    first = given._replace(
+        canvas=given.canvas[:size],
+        tokens=given.tokens[:size, :1],
+        pictures=given.pictures[:size, :1],
+    )
+    for asked in judging.compared_steps:
+        sampler, _, steps = asked.rpartition(":")
+        changed = {"steps": steps, **({"sampler": sampler} if sampler else {})}
+        study.drawing(**changed).dialogues(study.model, 0, first, size)
         began = time.perf_counter()
-        pictures = study.draw(f"{steps} steps", steps)
-        seconds = (time.perf_counter() - began) / turns
-        values = _means(detector.score(pictures, meant, study.given))
-        yield Row(STEPS, steps, {**values, "seconds a picture, with compiling": seconds})
+        pictures = study.draw(f"{asked} steps", **changed)
+        seconds = (time.perf_counter() - began) / given.tokens[..., 0].size
+        values = _means(detector.score(pictures, meant, given))
+        yield Row(STEPS, asked, {**values, "seconds a picture": seconds})
 
 
 def _figure(given: Dialogues, drawn: Pictures) -> UInt8[np.ndarray, "H W 3"]:

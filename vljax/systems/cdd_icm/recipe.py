@@ -21,7 +21,15 @@ def get_config() -> ConfigDict:
             "path": "",
             "split": "train",
             "image_size": 32,
-            "scenes": {"size": 6_000, "min_objects": 5, "max_objects": 5},
+            # 24 classes and five turns, as many as i-CLEVR's.
+            "scenes": {
+                "size": 6_000,
+                "min_objects": 5,
+                "max_objects": 5,
+                "shapes": ("circle", "square", "triangle"),
+                "sizes": ("small",),
+                "backgrounds": ("light",),
+            },
         }
     )
     config.model = {
@@ -43,7 +51,7 @@ def get_config() -> ConfigDict:
             "image_size": 32,
             "vision_layers": 3,
             "vision_width": 128,
-            "patch_size": 4,
+            "patch_size": 8,
             "text_width": 128,
             "text_layers": 2,
             "context_length": 24,
@@ -96,13 +104,13 @@ def get_config() -> ConfigDict:
     # none), whose gradient is at most so long a share of the noise's own score (0 for no limit).
     config.guidance = {"classifier_free": 3.0, "icm": 2.0, "max_ratio": 0.15}
     config.stages = {
-        "clip": _get_stage(600, 3e-3, batch_size=64, weight_decay=0.1),
-        "icm": _get_stage(400, 1e-3, batch_size=64, weight_decay=0.01),
+        "clip": _get_stage(500, 3e-3, batch_size=64, weight_decay=0.1),
+        "icm": _get_stage(300, 3e-3, batch_size=64, weight_decay=0.01),
         "cdd": {
-            **_get_stage(2_500, 3e-3, batch_size=16, weight_decay=0.0),
+            **_get_stage(2_500, 6e-3, batch_size=8, weight_decay=0.0),
             "ema_decay": 0.995,
         },
-        "noisy_icm": _get_stage(400, 1e-3, batch_size=64, weight_decay=0.01),
+        "noisy_icm": _get_stage(300, 3e-3, batch_size=64, weight_decay=0.01),
     }
     config.pretrained = {"clip": "", "composer": "", "diffusion": "", "noisy": ""}
     # Split over `tensor` as in SDG: within a residual block and around attention, one pair of
@@ -129,7 +137,9 @@ def _get_stage(
         "accumulate": 1,
         "ema_decay": 0.0,
         "optimizer": get_optimizer_config(
+            name="muon",
             learning_rate=learning_rate,
+            b2=0.99,
             schedule="cosine",
             warmup_steps=30,
             clip_norm=1.0,

@@ -10,7 +10,10 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.data.pictures.test_geneva import Long
 from vljax import evaluate, generate, train
+from vljax.data.pictures import geneva
+from vljax.data.text.tokenizers import train_tokenizer
 from vljax.diffusion.process import Process, make_process, q_sample
 from vljax.diffusion.progress import report_to
 from vljax.doors import parse_config
@@ -467,6 +470,27 @@ def test_a_dialogue_is_drawn_and_gone_on_with(workdir, tmp_path):
         generate.main((*ask, "--say", " ", "--out", str(tmp_path / "x")))
 
 
+def test_dialogues_of_one_and_of_14_turns_of_200_words(tmp_path):
+    """Shorter ones are filled up with their last turn, and texts are cut at the context's end."""
+    pytest.importorskip("h5py")
+    for split in ("train", "val", "test"):
+        geneva.write(tmp_path / f"codraw_{split}.h5", Long(), "codraw")
+    train_tokenizer(["teller bigger and"], 560).save(tmp_path / "tokenizer.json")
+    config = cdd_icm.get_published_config("codraw", str(tmp_path))
+    config.tokenizer, config.data.image_size = str(tmp_path / "tokenizer.json"), 8
+    given = read_dialogues(config, 5)
+    assert given.lengths.tolist() == [1, 14]
+    assert given.pictures.shape == (2, 14, 8, 8, 3)
+    assert (given.pictures[0] == given.pictures[0, 0]).all()
+    assert given.tokens.shape == (2, 14, 77)
+    end = given.tokens.max()
+    assert (given.tokens.argmax(-1) == 76).all()
+    assert (given.tokens[..., -1] == end).all()
+    for stage in cdd_icm.stages(config):
+        turn = stage.transform(stage.source[14], np.random.default_rng(0))
+        np.testing.assert_array_equal(turn["tokens"], given.tokens[1, 13])
+
+
 @pytest.mark.slow
 def test_held_out_dialogues_are_drawn(workdir, tmp_path):
     flags = ("--num_dialogues", "2", "--sampler", "dpm_solver", "--out", str(tmp_path))
@@ -475,8 +499,8 @@ def test_held_out_dialogues_are_drawn(workdir, tmp_path):
 
 
 def test_tables_fill_themselves(workdir):
-    flags = ("--num_dialogues", "3", "--batch_size", "3", "--compared_steps", "2", "--compared_steps", "dpm_solver:2")
-    assert evaluate.main(("--workdir", str(workdir), *flags)) == 0
+    flags = ("--num_dialogues", "3", "--batch_size", "3", "--compared_steps", "2")
+    assert evaluate.main(("--workdir", str(workdir), *flags, "dpm_solver:2")) == 0
     found = json.loads((workdir / "evaluation" / "results.json").read_text())
     tables = found["tables"]
     assert {TABLE_1, TABLE_2, LAST, BY_TURN, SAID, RETRIEVAL, STEPS, "drift"} == tables.keys()
@@ -492,6 +516,9 @@ def test_tables_fill_themselves(workdir):
     assert said["draws anew by the texts"]["holds"] > 75
     drift = [row for row in tables["drift"] if row["method"] == "CDD-ICM"]
     assert [row["turn"] for row in drift] == [1, 2, 3]
+    compared = {row["method"]: row for row in tables[STEPS]}
+    assert compared.keys() == {"2", "dpm_solver:2"}
+    assert compared["2"]["RSIM"] == ours["CDD-ICM"]["RSIM"]  # as drawn at first
 
 
 def test_papers_rows_add_up():

@@ -38,10 +38,8 @@ SMALL = (
 class Runs:
     """Starts runs that share one compilation cache; XLA optimises none of their programs."""
 
-    small = SMALL
-
-    def __init__(self, cache):
-        self.cache = f"--config.compilation_cache={cache}"
+    def __init__(self, cache, small=SMALL):
+        self.cache, self.small = f"--config.compilation_cache={cache}", small
 
     @staticmethod
     def environment(devices):
@@ -70,7 +68,7 @@ class Runs:
                 }
             started.append(
                 subprocess.Popen(
-                    [*door, *SMALL, *flags, self.cache],
+                    [*door, *self.small, *flags, self.cache],
                     cwd=ROOT,
                     env=environment,
                     stdout=subprocess.PIPE,
@@ -92,7 +90,7 @@ class Runs:
         before = {slow: jax.config.read(slow)}
         before["jax_compilation_cache_dir"] = jax.config.jax_compilation_cache_dir
         jax.config.update(slow, True)
-        argv = [*SMALL, "--workdir", str(workdir), *flags, self.cache]
+        argv = [*self.small, "--workdir", str(workdir), *flags, self.cache]
         printed = io.StringIO()
         try:
             if error:

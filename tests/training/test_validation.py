@@ -1,6 +1,7 @@
 """Validation chooses the model: kept, set back, the rate halved, the stage ended; also resumed."""
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
+from tests.training.conftest import Runs
 from vljax.config import get_base_config
 from vljax.errors import UserError
 from vljax.models.parameters import named_parameters
@@ -151,3 +153,60 @@ def test_stages_that_cannot_be_validated():
             stage = Stage(**{**vars(stage), "validation": None})
         with pytest.raises(UserError, match=reason):
             make_program(stage, jax.eval_shape(Place), get_base_config("sdg"), MESH)
+
+
+VALIDATED = (
+    *("--config", "configs/cdd_icm_iclevr.py"),
+    "--config.with_icm_guidance=False",
+    "--config.model.features=16",
+    "--config.model.diffusion.model_channels=8",
+    "--config.model.diffusion.norm_groups=4",
+    "--config.model.diffusion.num_head_channels=8",
+    "--config.model.diffusion.channel_mult=(1.0,)",
+    "--config.model.diffusion.attention_resolutions=()",
+    "--config.model.clip.embed_dim=16",
+    "--config.model.clip.vision_width=16",
+    "--config.model.clip.vision_layers=1",
+    "--config.model.clip.text_width=16",
+    "--config.model.clip.text_layers=1",
+    "--config.model.clip.head_channels=8",
+    "--config.data.scenes.size=8",
+    *(f"--config.stages.{stage}.batch_size=4" for stage in ("clip", "icm", "cdd")),
+    *(f"--config.stages.{stage}.optimizer.warmup_steps=0" for stage in ("clip", "icm", "cdd")),
+    *(f"--config.stages.{stage}.num_steps=1" for stage in ("clip", "cdd")),
+    "--config.stages.icm.num_steps=400",
+    "--config.stages.icm.optimizer.schedule=validation",
+    "--config.stages.icm.optimizer.decay_every=3",
+    "--config.stages.icm.optimizer.decay_factor=0.5",
+    "--config.stages.icm.optimizer.patience=30",
+    "--config.samples.count=1",
+    "--config.samples.steps=1",
+    "--config.log.every=1",
+    "--config.checkpoint.every=2",
+)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_between_validations_go_on_bit_for_bit(tmp_path):
+    runs = Runs(tmp_path / "compiled", VALIDATED)
+    runs.elsewhere(tmp_path / "whole", processes=2)
+    killed = tmp_path / "killed"
+    processes = runs.start(killed, processes=2)
+    metrics = killed / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("validation_loss") < 2:
+        assert {process.poll() for process in processes} == {None}
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    assert '"cdd"' not in metrics.read_text()
+    runs.elsewhere(killed, processes=2)
+
+    def seen(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if "validation_loss" in line]
+
+    assert seen(killed) == seen(tmp_path / "whole")
+    assert seen(killed)[-1]["restorations"] > 0
+    for file in (killed / "weights").iterdir():
+        assert file.read_bytes() == (tmp_path / "whole" / "weights" / file.name).read_bytes()

@@ -222,6 +222,7 @@ def test_several_entities_and_whatever_changes_compile_nothing(opened, compilati
     photo = scene_picture()
     first = asked(opened, entity=("triangle",), text=("a red star",), anyway=True)
     assert first.keys() == {"edited.png", "mask.png", "sheet.png"}
+    assert first["edited.png"].settings["similarity"].startswith("triangle: ")
     compilations()
     both = asked(
         opened,
@@ -290,6 +291,14 @@ def test_mistakes_in_one_line(opened, wanted, words):
     with pytest.raises(UserError, match=words) as error:
         asked((strict, model), **given)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_changed_though_it_does_not_fit_is_told(opened):
+    config, model = opened
+    strict = config.copy_and_resolve_references()
+    strict.alignment.thresholds.crops = 2.0
+    made = asked((strict, model), entity=("circle",), text=("a star",), anyway=True)
+    assert "less than 2: it does not fit" in made["edited.png"].settings["similarity"]
 
 
 def test_a_full_mask_and_a_speck(opened):
@@ -415,6 +424,32 @@ def test_the_tables(opened):
     assert ours["L2"] < ours["L2 floor"]
     assert {"CLIP-score", "R@10", "chance"} <= ours.keys()
     assert report.figures["manipulations"].dtype == np.uint8
+
+
+@pytest.mark.slow
+def test_photographs_are_judged_by_the_masks_they_come_with(published, tmp_path):
+    (tmp_path / "annotation_images").mkdir()
+    told = {}
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (512, 512, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "annotation_images" / f"{i}.jpg")
+        told[str(i)] = {
+            "image_path": f"{i}.jpg",
+            "original_prompt": "a [cat]",
+            "editing_prompt": "a [red dog]",
+            "editing_type_id": "1",
+            "blended_word": "cat dog",
+            "mask": [512 * 200, 512 * 100],
+        }
+    (tmp_path / "mapping_file.json").write_text(json.dumps(told))
+    flags = ("--config.data.name=pie_bench", f"--config.data.path={tmp_path}")
+    config, _ = parse_config((*published, *flags, "--config.samples.steps=leading2+1"))
+    model = weights.load_model(jax.eval_shape(lambda: make_model(config)), config, None)
+    report = SYSTEM.judge(model, config, Judging(num_images=2, batch_size=2))
+    assert set(report.tables()) == {TABLE_1, TABLE_2}
+    ours = [row for row in report.rows if row.source == "here"]
+    assert [row.method for row in ours][-1] == "nothing edited"
+    assert all(row.values["chance"] == 100 for row in ours)
 
 
 def test_a_scene_manipulation_is_judged_by_its_own_words():

@@ -56,8 +56,8 @@ PLACES = "scenes: where the edited region lies in raster order"
 class Judging:
     """How to judge."""
 
-    num_images: int = option(96, low=2, help="manipulations to judge")
-    batch_size: int = option(48, low=1, help="how many at a time")
+    num_images: int = option(64, low=2, help="manipulations to judge")
+    batch_size: int = option(32, low=1, help="how many at a time")
     seed: int = option(0, help="of the first manipulation's noise")
     entities: File | None = option(
         None, help="of photographs: their entities, COCO's run lengths by file"

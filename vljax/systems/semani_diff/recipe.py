@@ -110,9 +110,9 @@ def get_config() -> ConfigDict:
         }
 
     config.stages = {
-        "clip": stage(48, 450, name="muon", learning_rate=3e-3),
-        "autoencoder": stage(16, 800, ema_decay=0.99, learning_rate=3e-3),
-        "inpaint": stage(16, 3000, ema_decay=0.995, name="muon", learning_rate=6e-3, b2=0.99),
+        "clip": stage(48, 400, name="muon", learning_rate=3e-3),
+        "autoencoder": stage(16, 600, ema_decay=0.99, learning_rate=3e-3),
+        "inpaint": stage(16, 2200, ema_decay=0.995, name="muon", learning_rate=6e-3, b2=0.99),
     }
     config.pretrained = {"sd": "", "clip": "", "base": ""}
     config.samples = {
@@ -127,7 +127,7 @@ def get_config() -> ConfigDict:
         "feather": 1.0,
         "count": 8,
     }
-    config.log.pictures_every = 1000
+    config.log.pictures_every = 1100
     config.checkpoint.every = 500
     return config
 

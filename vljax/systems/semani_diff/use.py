@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
@@ -130,7 +131,7 @@ def _manipulated(
     photo = read_image(given)
     height, width = photo.shape[:2]
     size = working_size(height, width, config.data.image_size, model.sd.multiple)
-    masks = find_masks(model, config, request, photo, wishes, _name(given))
+    places = find_places(model, config, request, photo, wishes, _name(given))
     scale = size[0] / height
     grown = config.samples.grow / scale if request.grow is None else request.grow
     seam = config.samples.feather / scale if request.feather is None else request.feather
@@ -143,10 +144,12 @@ def _manipulated(
     told = {"seed": str(request.seed), "guidance_scale": str(guidance), "steps": steps}
     told |= {"sampler": request.sampler or fields.sampler, "pasted": str(not request.no_paste)}
 
+    told["similarity"] = "; ".join(place.told for place in places)
+
     current, anywhere = photo, np.zeros(photo.shape[:2], bool)
     sheet = [("before", to_working_size(photo, anywhere, size)[0][None])]
-    for wish, found in zip(wishes, masks, strict=True):
-        mask = widen(found, grown)
+    for wish, place in zip(wishes, places, strict=True):
+        mask = widen(place.mask, grown)
         if not mask.any():
             raise UserError(f"--grow={grown:g} leaves nothing of the mask: give more")
         image, small = to_working_size(current, mask, size)
@@ -181,14 +184,21 @@ def _manipulated(
     yield Result(f"{prefix}sheet.png", contact_sheet(sheet), "before; masks and after", told)
 
 
-def find_masks(
+class Place(NamedTuple):
+    """Where a wish is drawn, and in words how similar to its word what is there was."""
+
+    mask: Bool[np.ndarray, "h w"]
+    told: str
+
+
+def find_places(
     model: SemaniDiff,
     config: ConfigDict,
     request: Request,
     photo: Picture,
     wishes: list[Wish],
     name: str = "",
-) -> list[Bool[np.ndarray, "h w"]]:
+) -> list[Place]:
     """Where each wish's entity is, in the photograph as it was.
 
     Args:
@@ -208,21 +218,22 @@ def find_masks(
             raise UserError(
                 "--mask is of one entity: give one --entity, or all of them with --entities=FILE"
             )
-        return [read_mask(request.mask, (height, width))]
+        return [Place(read_mask(request.mask, (height, width)), f"{wishes[0].entity}: mask given")]
     entities = _entities(config, request, photo, name)
     align = Alignment(model, config, make_tokenizer(config))
-    masks = []
+    places = []
     for wish in wishes:
         found = align(photo, entities, wish.entity, anyway=request.anyway)
+        best = float(np.max(found.choice.scores, initial=-np.inf))
         if not found.mask.any():
-            best = float(np.max(found.choice.scores, initial=-np.inf))
             raise UserError(
                 f"--entity {wish.entity!r}: nothing in the picture fits (the most similar of "
                 f"{len(entities)} entities has {best:.2f}, and {align.threshold:g} is the least): "
                 "word it otherwise, add --anyway to change that one, or give --mask=FILE"
             )
-        masks.append(found.mask)
-    return masks
+        doubt = "" if found.choice.fits else f", less than {align.threshold:g}: it does not fit"
+        places.append(Place(found.mask, f"{wish.entity}: {best:.2f}{doubt}"))
+    return places
 
 
 def _entities(config: ConfigDict, request: Request, photo: Picture, name: str) -> Masks:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.pretrained.test_caffemodel import layer
 from vljax import evaluate, generate, pretrained, train
+from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.features import compute_features
 from vljax.data.text.published import pjx_words
 from vljax.data.text.vqa import open_asked, read_nlx
@@ -24,6 +25,7 @@ from vljax.systems import pjx
 from vljax.systems.pjx import evaluation
 from vljax.systems.pjx.method import open_examples, read_example
 from vljax.systems.pjx.model import answer, features_of
+from vljax.systems.pjx.probing import open_judged
 from vljax.systems.pjx.words import open_words
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -387,6 +389,23 @@ def test_an_empty_evidence_mask_is_left_out_and_counted(judged, workdir, tmp_pat
     rows, notes = rows_of(tmp_path)
     assert notes["examples with an empty evidence mask, left out of pointing"] == 1
     assert sum(row["n"] for (t, m), row in rows.items() if m == "ours" and "pointing," in t) == 7
+
+
+def test_questions_without_an_answer_of_the_models_are_left_out_and_counted(tmp_path):
+    def opened(*answers):
+        (tmp_path / "adict.json").write_text(json.dumps({a: i for i, a in enumerate(answers)}))
+        config = config_of(f"--config.data.vocabularies.answers={tmp_path / 'adict.json'}")
+        return open_judged(config, open_words(config), open_benchmark(config.data), 8)
+
+    judged, out = opened("yes", "no")
+    assert {example["answer"] for example in judged.examples} == {"yes", "no"}
+    assert len(judged.truth) == 8
+    assert out > 0
+    judged, out = opened("yes", "no", "")  # where there is an entry for all others, they are that
+    assert out == 0
+    assert 2 in judged.truth
+    with pytest.raises(UserError, match="none of the 64 held-out examples has an answer"):
+        opened("perhaps")
 
 
 # Features made once ----------------------------------------------------------------------------

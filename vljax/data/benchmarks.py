@@ -53,6 +53,7 @@ from vljax.data.scenes import (
     ACTIVITIES,
     ANSWERS,
     CLASSES,
+    LABELS,
     SHAPES,
     VOCABULARY,
     Scene,
@@ -94,6 +95,8 @@ class Benchmark:
         oracle: What finds the objects in pictures like its own (`vljax.data.scenes.oracle`), or
             None where only pretrained networks could.
         classes: Kinds of objects, as `class_ids` in examples number them; none where unknown.
+        labels: Words that are true of something in a picture or are not, as `shows` in examples
+            tells; none where unknown.
         vocabulary: Every word of its texts, where they are few enough to list.
         answers: Every answer to its questions, where they are few enough to list.
         activities: Every name of what a picture shows, where they are few enough to list.
@@ -106,6 +109,7 @@ class Benchmark:
     captioned: ClassVar[bool] = False
     oracle: ClassVar[ModuleType | None] = None
     classes: ClassVar[tuple[str, ...]] = ()
+    labels: ClassVar[tuple[str, ...]] = ()
     vocabulary: ClassVar[tuple[str, ...]] = ()
     answers: ClassVar[tuple[str, ...]] = ()
     activities: ClassVar[tuple[str, ...]] = ()
@@ -240,6 +244,7 @@ class ScenesBenchmark(Benchmark):
     captioned = True
     oracle: ClassVar[ModuleType | None] = oracle
     classes = CLASSES
+    labels = LABELS
     vocabulary = VOCABULARY
     answers = ANSWERS
     activities = ACTIVITIES

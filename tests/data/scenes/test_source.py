@@ -42,6 +42,7 @@ def test_examples_have_the_documented_form():
         "count": ((), np.int32),
         "background": ((), np.int32),
         "class_ids": ((n,), np.int32),
+        "shows": ((16,), np.bool_),
         "class_vector": ((c,), np.bool_),
         "centres": ((n, 2), np.float32),
         "coordinates": ((c, 2), np.float32),

@@ -37,6 +37,7 @@ from vljax.data.scenes.wording import captions
 from vljax.data.scenes.world import (
     BACKGROUNDS,
     COLOURS,
+    LABELS,
     MAX_OBJECTS,
     SIZES,
     Scene,
@@ -52,7 +53,10 @@ from vljax.errors import UserError
 
 SPLITS = ("train", "val")
 
-_WORLD = ("index", "count", "background", "class_ids", "class_vector", "centres", "coordinates")
+_WORLD = (
+    *("index", "count", "background", "shows"),
+    *("class_ids", "class_vector", "centres", "coordinates"),
+)
 _SHAPE = ("masks", "boxes", "keypoints")
 _TEXT = ("caption", "captions")
 _QUESTION = (
@@ -95,6 +99,11 @@ def _classes(scene: Scene) -> np.ndarray:
     return class_vector(thing.label for thing in scene.objects)
 
 
+def _shows(scene: Scene) -> np.ndarray:
+    shown = {scene.background.tone}.union(*((it.colour, it.shape) for it in scene.objects))
+    return np.array([label in shown for label in LABELS])
+
+
 def _coordinates(scene: Scene, side: int) -> np.ndarray:
     places = [(thing.x * side, thing.y * side) for thing in scene.objects]
     return class_coordinates((thing.label for thing in scene.objects), places)
@@ -117,6 +126,7 @@ class Scenes:
     | `image` | uint8 `(H, W, 3)` |
     | `index`, `count` | int64: position in the source; int32: number of objects |
     | `background` | int32, into `BACKGROUNDS` |
+    | `shows` | bool `(len(LABELS),)`: the colours, shapes and tone of the ground in sight |
     | `class_ids` | int32 `(N,)`, into `CLASSES`, −1 beyond `count` |
     | `class_vector` | bool `(C,)`: the classes shown |
     | `centres` | float32 `(N, 2)`: places (x, y) in pixels |
@@ -325,6 +335,7 @@ class Scenes:
             "index": np.int64(index),
             "count": np.int32(len(things)),
             "background": np.int32(BACKGROUNDS.index(scene.background.tone)),
+            "shows": _shows(scene),
             "class_ids": _padded(labels, self.max_objects, -1),
             "class_vector": _classes(scene),
             "centres": _padded(centres, self.max_objects),

@@ -35,6 +35,9 @@ BACKGROUNDS = ("light", "dark")
 CLASSES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 _ALL_CLASSES = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
 
+#: Words each of which is true of something in a picture, or is not.
+LABELS = (*COLOURS, *SHAPES, *BACKGROUNDS)
+
 #: The cells of a three-by-three grid over a picture, row by row.
 PLACES = (
     *("top left", "top", "top right"),

@@ -20,7 +20,7 @@ from vljax.models.trunk import Convolutions, Recogniser, published_trunk
 from vljax.ops.fusion import l2_normalise
 from vljax.ops.pixels import to_unit
 from vljax.systems.pjx.recipe import TASKS
-from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, label_words, open_words
+from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, open_words
 
 
 class PJX(nnx.Module):
@@ -37,9 +37,9 @@ class PJX(nnx.Module):
             raise UserError(f"task={config.task!r}: choose {' or '.join(map(repr, TASKS))}")
         fields, words = config.model, open_words(config)
         self.trunk, channels = make_trunk(config, rngs=rngs)
-        labels = label_words(open_benchmark(config.data).classes)
+        labels = len(open_benchmark(config.data).labels)
         self.recogniser = (
-            Recogniser(channels, len(labels), rngs=rngs) if "recognise" in config.stages else None
+            Recogniser(channels, labels, rngs=rngs) if "recognise" in config.stages else None
         )
         self.vector, self.dtype = fields.explainer.features, fields.dtype
         asks = config.task == "question"

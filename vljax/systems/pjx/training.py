@@ -1,6 +1,7 @@
 """PJ-X's training stages: to answer, then to explain (section 2.5.1); ACT-X learns both at once.
 
-A trunk of our own first learns to recognise what pictures show, as published ones have.
+A trunk of our own first learns to recognise what pictures show, and then stays as it is, as those
+that are published do: answers alone teach it little of shapes, and unlearn what it knew of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from vljax.errors import UserError
 from vljax.models.explainer import Encoded, Explainer
 from vljax.systems.pjx.method import explained_pictures, open_examples, read_example, stretched
 from vljax.systems.pjx.model import PJX, answer, features_of
-from vljax.systems.pjx.words import Words, label_words, open_words
+from vljax.systems.pjx.words import Words, open_words
 from vljax.training.stage import Stage
 
 # The explainer that a stage teaches, and the texts that it learns to write.
@@ -45,7 +46,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         raise UserError(f"own_answer={config.own_answer!r}: choose 'index' or 'distribution'")
     words = open_words(config)
     answering = [(r"(question|writer|answerer)\.", 1.0)]
-    if config.model.trunk.kind == "convolutions":
+    if config.model.trunk.kind == "convolutions" and "recognise" not in config.stages:
         answering.append((r"trunk\.", 1.0))
     if config.task == "activity":
         answering[0] = (r"answerer\.", 1.0)
@@ -84,17 +85,15 @@ def _recognise(config: ConfigDict) -> Stage:
         UserError: the trunk is published, or the data has no classes.
     """
     benchmark = open_benchmark(config.data)
-    if config.model.trunk.kind != "convolutions" or not benchmark.classes:
+    if config.model.trunk.kind != "convolutions" or not benchmark.labels:
         raise UserError(
             f"stages.recognise: model.trunk.kind={config.model.trunk.kind!r} on "
             f"data.name={config.data.name!r} has nothing to learn there; leave the stage out"
         )
-    labels = label_words(benchmark.classes)
-    said = np.array([[label in name.split() for label in labels] for name in benchmark.classes])
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image = stretched(example["image"], config.data.image_size)
-        return {"image": image, "shows": example["class_vector"] @ said}
+        return {"image": image, "shows": example["shows"]}
 
     def loss(model: PJX, batch: Mapping[str, Array], key: Key[Array, ""]) -> Any:
         assert model.recogniser is not None
@@ -106,7 +105,7 @@ def _recognise(config: ConfigDict) -> Stage:
         name="recognise",
         loss=loss,
         train=[(r"(trunk|recogniser)\.", 1.0)],
-        source=benchmark.pictures(("image", "class_vector")),
+        source=benchmark.pictures(("image", "shows")),
         transform=transform,
         config=config.stages.recognise,
     )

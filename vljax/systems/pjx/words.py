@@ -8,7 +8,6 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -87,11 +86,6 @@ def _all(benchmark: Benchmark) -> list[dict[str, Any]]:
 def scene_words(text: str) -> list[str]:
     """Small letters and commas, which part the things that a sentence lists."""
     return re.findall("[a-z]+|,", text.lower())
-
-
-def label_words(classes: Sequence[str]) -> tuple[str, ...]:
-    """What can be said of objects of these classes, word by word: "red", "star"."""
-    return tuple(dict.fromkeys(word for name in classes for word in name.split()))
 
 
 #: The steps of programs, and how many the longest has.

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -27,6 +28,7 @@ from vljax.systems.pjx.method import open_examples, read_example
 from vljax.systems.pjx.model import answer, features_of
 from vljax.systems.pjx.probing import open_judged
 from vljax.systems.pjx.words import open_words
+from vljax.training.weights import stages_to_train
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -318,6 +320,26 @@ def test_a_vocabulary_that_does_not_fit_the_weights_is_named(workdir, tmp_path):
     )
     with pytest.raises(UserError, match="misshapen: exp_emb_ans"):
         train.main((*RECIPE, *SMALL, *flags))
+
+
+def test_a_trunk_that_recognises_stays_as_it_is_and_may_be_given(tmp_path):
+    def learns(config):
+        names = variables(jax.eval_shape(lambda: pjx.make_model(config)))
+        trunk = next(name for name in names if name.startswith("trunk."))
+        return {
+            stage.name
+            for stage in pjx.stages(config)
+            if any(re.match(pattern, trunk) for pattern, _ in stage.train)
+        }
+
+    config = config_of()
+    assert learns(config) == {"recognise"}
+    skeleton = jax.eval_shape(lambda: pjx.make_model(config))
+    config.pretrained.update({"trunk": "trunk.safetensors", "recogniser": "file.safetensors"})
+    left = stages_to_train(pjx.stages(config), skeleton, config)
+    assert {stage.name for stage in left} == {*config.stages} - {"recognise"}
+    config.stages = {"answer": config.stages.answer}
+    assert learns(config) == {"answer"}
 
 
 @pytest.fixture(scope="module")

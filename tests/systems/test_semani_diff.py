@@ -20,11 +20,11 @@ from vljax.diffusion.process import make_process
 from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.metrics.manipulation import TABLE_1, TABLE_2
-from vljax.models.clip import CLIP, TextTransformer
+from vljax.models.clip import CLIP, PUBLISHED, TextTransformer
 from vljax.models.parameters import named_parameters
 from vljax.request import check
 from vljax.systems.semani_diff import SYSTEM, get_config
-from vljax.systems.semani_diff.evaluation import ALIGNED, PLACES, SCENES, Judging
+from vljax.systems.semani_diff.evaluation import ALIGNED, PLACES, SCENES, Judging, find_clip
 from vljax.systems.semani_diff.method import (
     Alignment,
     blend,
@@ -424,6 +424,15 @@ def test_the_tables(opened):
     assert ours["L2"] < ours["L2 floor"]
     assert {"CLIP-score", "R@10", "chance"} <= ours.keys()
     assert report.figures["manipulations"].dtype == np.uint8
+
+
+def test_a_published_clip_judges(opened, tmp_path, monkeypatch):
+    """Here a small one in the place of RN50."""
+    monkeypatch.setitem(PUBLISHED, "RN50", TOWER)
+    pretrained.save(CLIP(**TOWER, rngs=nnx.Rngs(2)), tmp_path / "rn50.safetensors")
+    found = find_clip(opened[1], str(tmp_path / "rn50.safetensors"))
+    assert found.visual.image_size == 16
+    assert find_clip(opened[1], None) is opened[1].clip
 
 
 @pytest.mark.slow

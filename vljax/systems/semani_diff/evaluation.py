@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, UInt8
 from ml_collections import ConfigDict
 
+from vljax import pretrained
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.manipulations import Manipulation
 from vljax.data.pictures.entities import read_entities, scene_entities
@@ -34,6 +37,7 @@ from vljax.metrics.manipulation import (
 )
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
+from vljax.models.clip import CLIP, PUBLISHED
 from vljax.ops.pixels import to_unit
 from vljax.request import File, option
 from vljax.systems.semani_diff.method import (
@@ -62,6 +66,9 @@ class Judging:
     entities: File | None = option(
         None, help="of photographs: their entities, COCO's run lengths by file"
     )
+    clip: File | None = option(
+        None, help="a CLIP RN50, for CLIP-score and R@10 as published (default: the model's own)"
+    )
     inception: File | None = option(None, help="published FID weights, for the Inception Score")
 
 
@@ -87,17 +94,17 @@ class Trial(NamedTuple):
 
 
 OURS = Trial("SeMani-Diff")
-PUBLISHED = Trial("SeMani-Diff, nothing pasted back (published)", paste=False)
+BARE = Trial("SeMani-Diff, nothing pasted back (published)", paste=False)
 BLENDED = Trial("Blended LDM", method="blend", paste=False)
 UNEDITED = Trial("nothing edited", method="keep", paste=False)
 FLOOR = Trial("nothing edited, through the autoencoder", method="reconstruct", paste=False)
 OWN = OURS._replace(name="own text", texts="own")
-OWN_PUBLISHED = PUBLISHED._replace(name="own text, nothing pasted back", texts="own")
+OWN_BARE = BARE._replace(name="own text, nothing pasted back", texts="own")
 TRIALS = (
     UNEDITED,
     FLOOR,
     OURS,
-    PUBLISHED,
+    BARE,
     BLENDED,
     OURS._replace(name="SeMani-Diff, DPM-Solver++ in 20 steps", fast=True),
     OURS._replace(name="SeMani-Diff, true masks", masks="true"),
@@ -120,6 +127,18 @@ def judge(model: SemaniDiff, config: ConfigDict, judging: Judging) -> Report:
     return _Jury(model, config, judging).report()
 
 
+def find_clip(model: SemaniDiff, path: str | None) -> CLIP | None:
+    """The CLIP RN50 in a file, or the model's own.
+
+    Raises:
+        UserError: there is no such CLIP at the path.
+    """
+    if not path:
+        return model.clip
+    skeleton = jax.eval_shape(lambda: CLIP(**PUBLISHED["RN50"], rngs=nnx.Rngs(0)))
+    return jax.tree.map(jnp.asarray, pretrained.load(skeleton, path))
+
+
 class _Jury:
     """Makes the pictures of all rows, and judges them."""
 
@@ -132,6 +151,7 @@ class _Jury:
             raise UserError(f"{self.label} has {len(self.wishes)} manipulations: give 2 or more")
         self.tokenizer = make_tokenizer(config)
         size = config.data.image_size
+        self.clip = find_clip(model, judging.clip)
         self.images = np.stack([resize_and_crop(one.image, size) for one in self.wishes])
         self.found = [self._found(one) for one in self.wishes]
         self._drawn: dict[Trial, UInt8[np.ndarray, "n H W 3"]] = {}
@@ -142,9 +162,9 @@ class _Jury:
         if self.oracle:
             rows += [self._scene_row(trial) for trial in TRIALS]
             rows += [*self._places(), *self._alignments()]
-        rows += [self._table_row(trial) for trial in (OURS, PUBLISHED, BLENDED, UNEDITED)]
+        rows += [self._table_row(trial) for trial in (OURS, BARE, BLENDED, UNEDITED)]
         white = np.repeat(np.uint8(255) * self._masks("found")[:12, ..., None], 3, axis=-1)
-        shown = TRIALS[1:] if self.oracle else (OURS, PUBLISHED, BLENDED)
+        shown = TRIALS[1:] if self.oracle else (OURS, BARE, BLENDED)
         sheet = [("before", self.images[:12]), ("mask", white)]
         sheet += [(trial.name, self.pictures(trial)[:12]) for trial in shown]
         texts = [f"{one.entity}: {one.text}" for one in self.wishes[:12]]
@@ -152,7 +172,7 @@ class _Jury:
             "manipulations": len(self.wishes),
             "first wishes": "; ".join(texts),
             "alignment": self.config.alignment.by,
-            "CLIP": "the model's own" if self.model.clip else "none",
+            "CLIP": "RN50" if self.judging.clip else "the model's own" if self.clip else "none",
             "L2": "mean squared difference, pixels in [-1, 1]",
         }
         return Report((*rows, *PAPER), notes, {"manipulations": contact_sheet(sheet)})
@@ -312,11 +332,11 @@ class _Jury:
             # As many splits as leave ten pictures each, at most the usual ten.
             splits = max(1, min(10, len(made) // 10))
             values["IS"], values["IS deviation"] = inception_score(logits, splits)
-        if self.model.clip is not None:
+        if self.clip is not None:
             seen = features_of(self._look, made, self.judging.batch_size)
             values |= text_agreement(seen, self._told, self.judging.seed)
-        if trial in (OURS, PUBLISHED):
-            own = OWN if trial is OURS else OWN_PUBLISHED
+        if trial in (OURS, BARE):
+            own = OWN if trial is OURS else OWN_BARE
             values["L2"] = float(l2_error(self.pictures(own), self.images).mean())
             values["L2 floor"] = float(l2_error(self.pictures(FLOOR), self.images).mean())
         decibels = psnr(made, self.images, ~self._masks("found"))
@@ -327,12 +347,12 @@ class _Jury:
     @functools.cached_property
     def _told(self) -> jax.Array:
         """What CLIP makes of what the pictures should show."""
-        assert self.model.clip is not None
+        assert self.clip is not None
         texts = [one.target_caption or one.text for one in self.wishes]
-        tokens = self.tokenizer(texts, self.model.clip.context_length, warn=False)
-        return jax.jit(lambda clip, tokens: clip.encode_text(tokens))(self.model.clip, tokens)
+        tokens = self.tokenizer(texts, self.clip.context_length, warn=False)
+        return jax.jit(lambda clip, tokens: clip.encode_text(tokens))(self.clip, tokens)
 
     @functools.cached_property
     def _look(self) -> functools.partial:
         view = jax.jit(lambda clip, images: clip.encode_image(to_unit(images)))
-        return functools.partial(view, self.model.clip)
+        return functools.partial(view, self.clip)

@@ -19,7 +19,7 @@ of steps make another.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,17 +110,11 @@ class Alignment:
 
     def scores(self, picture: Picture, masks: Masks, word: str) -> Float[np.ndarray, " n"]:
         """How similar each entity is to a word; -inf of what cannot be seen."""
+        given = (self.clip, self.tokenizer, picture, masks, word)
         if self.by == "crops":
-            return by_masked_crops(
-                *(self.clip, self.tokenizer, picture, masks, word),
-                templates=self.templates,
-                others=self.others,
-            )
-        return by_tokens(
-            *(self.clip, self.tokenizer, picture, masks, word),
-            prompt=self.prompt,
-            method=self.resize,  # type: ignore[arg-type]
-        )
+            return by_masked_crops(*given, templates=self.templates, others=self.others)
+        method: Literal["bilinear", "max"] = self.resize  # type: ignore[assignment]
+        return by_tokens(*given, prompt=self.prompt, method=method)
 
     def __call__(self, picture: Picture, masks: Masks, word: str, *, anyway: bool = False) -> Found:
         """Where the word's entity is.

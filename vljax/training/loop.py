@@ -6,6 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
@@ -87,12 +88,18 @@ class Program:
     validation: Validation | None = None
 
     @functools.cached_property
-    def step(self) -> Callable:
-        """`step(state, frozen, batch, seed) -> (state, metrics)`; `state` is donated.
+    def compiling(self) -> Future[Callable]:
+        """The step's compilation, in a thread of its own from when it is first asked for."""
+        thread = ThreadPoolExecutor(1, "compile")
+        try:
+            return thread.submit(lambda: self.traced.lower().compile())
+        finally:
+            thread.shutdown(wait=False)
 
-        It is compiled when it is first asked for.
-        """
-        return self.traced.lower().compile()
+    @property
+    def step(self) -> Callable:
+        """`step(state, frozen, batch, seed) -> (state, metrics)`, compiled; `state` is donated."""
+        return self.compiling.result()
 
 
 def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Program:

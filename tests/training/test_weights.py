@@ -172,6 +172,17 @@ def test_a_part_that_an_earlier_stage_trained_is_not_given_any_more():
     assert names(config, [b, a]) == []
 
 
+def test_a_part_is_found_in_the_file_of_a_stage_that_trained_several(tmp_path):
+    skeleton = jax.eval_shape(Numbers)
+    parameters = {"number.value": jnp.float32(7), "other.value": jnp.float32(8)}
+    weights.save(tmp_path, "both", skeleton, parameters, [*parameters])
+    file = str(weights.file(tmp_path, "both"))
+    for part in ("number", "other"):
+        config = ConfigDict({"pretrained": {part: file}})
+        name = f"{part}.value"
+        assert weights.pretrained_parameters(skeleton, config) == {name: parameters[name]}
+
+
 def test_no_part_of_that_name():
     config = ConfigDict({"pretrained": {"nothing": "file"}})
     with pytest.raises(UserError, match=r"--config\.pretrained\.nothing=file: this config's model"):

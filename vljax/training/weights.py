@@ -161,9 +161,12 @@ def pretrained_parameters(skeleton: Any, config: ConfigDict) -> dict[str, np.nda
                 "field empty"
             )
         tensors = pretrained.read_tensors(path)
-        if all(name.startswith(f"{part}.") for name in tensors):
-            # A file of ours names its tensors by their path in the whole model.
-            tensors = {name.removeprefix(f"{part}."): t for name, t in tensors.items()}
+        own = {
+            n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")
+        }
+        if own and all(hasattr(skeleton, name.partition(".")[0]) for name in tensors):
+            # A stage's file names its tensors by their path in the whole model.
+            tensors = own
         loaded = pretrained.assign(network, pretrained.our_names(network, tensors), origin=path)
         parameters |= {f"{part}.{name}": v for name, v in named_parameters(loaded).items()}
     return parameters

@@ -7,6 +7,7 @@ the slow ones the whole step of every stage of every recipe, and requests at the
 
 import io
 import json
+import pickle
 from pathlib import Path
 
 import jax
@@ -23,7 +24,7 @@ from vljax.data.text.tokenizers import train_tokenizer
 from vljax.data.text.vocabulary import learn_words
 from vljax.diffusion.process import make_process
 from vljax.doors import parse_config
-from vljax.systems import load_system, semani_diff, shape_guided
+from vljax.systems import load_system, semani_diff, semani_trans, shape_guided
 from vljax.systems.cdd_icm import method as cdd_icm
 from vljax.systems.pjx import method as pjx
 from vljax.systems.pjx.words import open_words
@@ -37,12 +38,12 @@ from vljax.training.weights import stages_to_train
 ROOT = Path(__file__).parents[2]
 SMALL = (
     *("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery", "cdd_icm_iclevr"),
-    *("pjx_vqax", "pjx_actx", "semani_diff_coco"),
+    *("pjx_vqax", "pjx_actx", "semani_diff_coco", "semani_trans_cub"),
 )
 # The published recipes of Shape-Guided and SeMani-Diff train nothing.
 PUBLISHED = (
     *("sdg_ffhq", "sdg_lsun", "voi_coco", "voi_django", "voi_gigaword", "voi_wmt16"),
-    *("cdd_icm_iclevr", "pjx_vqax"),
+    *("cdd_icm_iclevr", "pjx_vqax", "semani_trans_cub"),
 )
 
 
@@ -99,7 +100,20 @@ def questions(folder):
         np.savez(features, x=np.zeros((2048, 14, 14), np.float32))
 
 
+def birds(folder):
+    """A bird of CUB with its captions, in both splits, and a tokenizer beside."""
+    for name in ("images", "text", "train", "test"):
+        (folder / name / ("001.Gull" if name in ("images", "text") else "")).mkdir(parents=True)
+    Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(folder / "images/001.Gull/one.jpg")
+    (folder / "text/001.Gull/one.txt").write_text("a line of words\n" * 10)
+    for split in ("train", "test"):
+        names = pickle.dumps(["001.Gull/one"], protocol=0)
+        (folder / split / "filenames.pickle").write_bytes(names)
+    train_tokenizer(["a line of words"], 520).save(folder / "tokenizer.json")
+
+
 DATA = {
+    "semani_trans_cub": birds,
     "pjx_vqax": questions,
     "sdg_ffhq": pictures,
     "sdg_lsun": lsun,
@@ -119,7 +133,7 @@ def opened(request, tmp_path, monkeypatch):
         flags[1] += f":{tmp_path / 'cat'}"
         if name.startswith("sdg"):
             flags.append("--config.pretrained.clip=clip.pt")
-        if name.startswith("cdd_icm"):
+        if name.startswith(("cdd_icm", "semani_trans")):
             flags.append(f"--config.tokenizer={tmp_path / 'cat' / 'tokenizer.json'}")
     if kind == "shallow":
         flags.append("--config.model.layers=1")
@@ -142,6 +156,7 @@ def is_fused(lowered):
 @pytest.mark.parametrize(
     "opened",
     cases("small", "sdg_ffhq", "shape_guided_coco", "pjx_vqax", "semani_diff_coco", slow=False)
+    + cases("small", "semani_trans_cub", slow=False)
     + cases("shallow", "voi_django", slow=False),
     indirect=True,
 )
@@ -288,3 +303,28 @@ def test_explanations_of_pjx(opened):
         assert found.tokens.shape == (1, config.data.max_words)
         (program,) = lowered
         assert not is_fused(program)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "semani_trans_cub", slow=False)
+    + cases("published", "semani_trans_cub", slow=True),
+    indirect=True,
+)
+def test_manipulations_of_semani_trans(opened):
+    """Both ways of drawing codes, what reads a picture and what shows one."""
+    config, _, skeleton = opened
+    method, side = semani_trans.method, config.data.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+    known = jax.eval_shape(method.read, skeleton, image)
+    assert not is_fused(lower(method.read, skeleton, image))
+    assert not is_fused(lower(method.show, skeleton, known.codes))
+    text = jax.ShapeDtypeStruct((1, config.model.transformer.text_length), np.int32)
+    edited = jax.ShapeDtypeStruct(known.codes.shape, bool)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    keeps = jax.ShapeDtypeStruct((1,), bool)
+    how = method.How(np.float32(1), np.int32(8), np.float32(1))
+    for network, passes in (("transformer", 0), ("parallel", 4)):
+        given = (skeleton, known, text, edited, keys, keeps, how, network, passes)
+        # A mask that differs by row is none that cuDNN's kernel takes.
+        lower(method.draw, *given)

@@ -99,6 +99,14 @@ def hinge_loss(real: Float[Array, "b h w 1"], fake: Float[Array, "b h w 1"]) -> 
     return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
 
 
+def reconstruction_error(
+    drawn: Float[Array, "b h w c"], images: Float[Array, "b h w c"], squared: float = 0.0
+) -> Float[Array, ""]:
+    """The mean absolute error, and `squared` times the mean squared one."""
+    error = jnp.abs(drawn - images).mean()
+    return error + squared * jnp.square(drawn - images).mean() if squared else error
+
+
 def vqgan_loss(
     vqgan: VQGAN,
     images: Float[Array, "b h w c"],
@@ -106,6 +114,7 @@ def vqgan_loss(
     lpips: LPIPS | None = None,
     discriminator: PatchDiscriminator | None = None,
     gan_weight: float = 0.8,
+    squared: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """What an autoencoder of codes learns by, and beside it its discriminator.
 
@@ -119,6 +128,8 @@ def vqgan_loss(
         lpips: Published LPIPS, or None to do without.
         discriminator: None for a stage without.
         gan_weight: See above.
+        squared: Weight of the mean squared error, which where there is no LPIPS sees to it that
+            colours are learnt early.
 
     Returns:
         The loss; its parts, and `codes_used`, how many codes the batch uses.
@@ -127,7 +138,7 @@ def vqgan_loss(
     features, last = vqgan.before_last(quantized.vectors), vqgan.decoder.conv_out
 
     def reconstruction(drawn: Float[Array, "b h w c"]) -> Float[Array, ""]:
-        error = jnp.abs(drawn - images).mean()
+        error = reconstruction_error(drawn, images, squared)
         return error if lpips is None else error + lpips(images, drawn).mean()
 
     drawn = last(features).astype(jnp.float32)

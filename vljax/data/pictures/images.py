@@ -169,6 +169,23 @@ def resize_and_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.nd
     return np.asarray(picture)[top : top + size, left : left + size]
 
 
+def random_square(
+    image: UInt8[np.ndarray, "h w 3"], size: int, least: float, rng: np.random.Generator
+) -> UInt8[np.ndarray, "s s 3"]:
+    """A square by chance, brought to `size` as `resize_and_crop` does.
+
+    Args:
+        image: Any height and width from one pixel up.
+        size: Side of the result in pixels.
+        least: Least share of the area of the largest square in it, 0 to 1.
+        rng: Chooses the share, evenly from `least` on, and the place.
+    """
+    height, width = image.shape[:2]
+    side = max(1, round(min(height, width) * rng.uniform(least, 1) ** 0.5))
+    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    return resize_and_crop(image[top : top + side, left : left + side], size)
+
+
 def flip_horizontal(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """Mirrors a picture left to right."""
     return image[:, ::-1]

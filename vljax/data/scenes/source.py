@@ -58,7 +58,7 @@ _WORLD = (
     *("class_ids", "class_vector", "centres", "coordinates"),
 )
 _SHAPE = ("masks", "boxes", "keypoints")
-_TEXT = ("caption", "captions")
+_TEXT = ("caption", "captions", "entity_texts")
 _QUESTION = (
     *("question", "answer", "answer_index", "justification", "evidence"),
     *("question_kind", "justifications", "program"),
@@ -135,6 +135,7 @@ class Scenes:
     | `boxes` | float32 `(N, 4)`: x0, y0, x1, y1 in pixels, tight around the masks |
     | `keypoints` | float32 `(N, K, 3)`: x, y in pixels, flag 2 visible, 1 hidden, 0 none |
     | `caption`, `captions` | str, one of the wordings; list of all five |
+    | `entity_texts` | list of str: each object and the background alone, "a red circle" |
     | `question`, `answer`, `justification` | str |
     | `answer_index` | int32, into `ANSWERS` |
     | `evidence` | bool `(H, W)` |
@@ -297,6 +298,8 @@ class Scenes:
         if not wanted.isdisjoint(_TEXT):
             made["captions"] = captions(scene, seed)
             made["caption"] = Draws(seed, 5).pick(made["captions"])
+            made["entity_texts"] = [f"a {thing.name}" for thing in scene.objects]
+            made["entity_texts"].append(f"a {scene.background.tone} background")
         if not wanted.isdisjoint((*_QUESTION, *_COMPLEMENT)):
             asked = question_answer(scene, self.image_size, seed, self.question_kinds)
             made |= self._question(asked) | {"justification": asked.justification}

@@ -1,0 +1,322 @@
+"""What a person asks of SeMani-Trans: entities of a picture changed by texts."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vljax.data.pictures.entities import Masks, feather, grow, paste, read_entities
+from vljax.data.pictures.images import contact_sheet, read_image, resize_and_crop
+from vljax.data.pictures.photographs import read_mask
+from vljax.errors import UserError
+from vljax.models.alignment import choose_in_line, mask_to_grid, similarity_map, word_patches
+from vljax.request import File, Picture, option
+from vljax.systems import Result
+from vljax.systems.semani_trans.method import (
+    Drawing,
+    Network,
+    Read,
+    aligning_clip,
+    edited_codes,
+    find_entities,
+    make_drawing,
+    read,
+    show,
+    similarities,
+    squared,
+)
+from vljax.systems.semani_trans.model import SeManiTrans, make_tokenizer
+
+DECODING: dict[str, Network] = {"raster": "transformer", "parallel": "parallel"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A manipulation: words for entities of a picture, and what shall be there.
+
+    The mask that is found is written as well: corrected by hand it can be given with `--mask`.
+    """
+
+    image: Picture | None = option(None, help="the picture; its middle square is used")
+    entity: tuple[str, ...] = option(
+        (), repeat=True, help='the word for an entity, such as "horse"; repeat for more'
+    )
+    text: tuple[str, ...] = option(
+        (), repeat=True, help='what shall be there, such as "a brown horse"; one for each --entity'
+    )
+    mask: Picture | None = option(None, help="the entity in white, instead of finding it")
+    entities: File | None = option(
+        None, help="the picture's entities: COCO run lengths, a PNG of patches, a folder of PNGs"
+    )
+    alignment: str = option(
+        "entities",
+        choices=("entities", "patches"),
+        help="whole entities, or each patch that is similar to the word (figure 9)",
+    )
+    threshold: float | None = option(
+        None, help="least similarity of what a word names (config.alignment)"
+    )
+    anyway: bool = option(False, help="edit the most similar entity even if it does not fit")
+    grow: float | None = option(
+        None, help="pixels of the square to add around the mask (config.samples)"
+    )
+    keep_shape: bool = option(False, help="keep the entity's shape: guide by its gray picture")
+    decoding: str = option(
+        "raster",
+        choices=tuple(DECODING),
+        help="code by code as published, or all codes in a few passes",
+    )
+    passes: int | None = option(None, low=1, help="of --decoding parallel (config.samples)")
+    temperature: float | None = option(None, low=0.0, help="of drawing codes (config.samples)")
+    top_k: int | None = option(None, low=0, help="draw among so many codes, 0 for all")
+    samples: int = option(1, low=1, high=64, help="how many pictures to draw")
+    seed: int = option(0, low=0, high=2**31, help="of the first picture")
+    paste: bool = option(
+        False, help="lay what is drawn over the picture itself, all else as it was"
+    )
+    feather: float = option(
+        2.0, low=0.0, help="of --paste: pixels of the square over which it fades"
+    )
+
+
+class Wish(NamedTuple):
+    """Something to draw: what shall be there, where, and what is told of it."""
+
+    text: str
+    mask: Bool[np.ndarray, "s s"]
+    edited: Bool[np.ndarray, " n"]
+    told: str
+
+
+def generate(model: SeManiTrans, config: ConfigDict, request: Request) -> Iterator[Result]:
+    """`mask.png`, `edited.png` (of several samples `edited_0.png`, …) and `sheet.png`.
+
+    Several entities are changed one after the other; each goes on from the codes before.
+
+    Raises:
+        UserError: the request cannot be, or no entity fits a word.
+    """
+    if not _given(request.image):
+        raise UserError("--image is missing: give the picture to change")
+    _check(request)
+    assert request.image is not None
+    photo = read_image(request.image)
+    side = config.data.image_size
+    square = resize_and_crop(photo, side)
+    wishes = _wishes(model, config, request, photo, square)
+
+    # Drawing.
+    drawing = make_drawing(
+        config,
+        DECODING[request.decoding],
+        request.passes,
+        request.temperature,
+        request.top_k,
+    )
+    codes = draw_wishes(model, config, request, drawing, square, wishes)
+    pictures = np.asarray(show(model, codes))
+    region = np.any([wish.mask for wish in wishes], axis=0)
+    if request.paste:
+        weight = feather(region, request.feather)
+        pictures = np.stack([paste(square, picture, weight) for picture in pictures])
+
+    # What comes back.
+    told = "; ".join(wish.told for wish in wishes)
+    settings = {
+        "text": " | ".join(request.text),
+        "entity": " | ".join(request.entity),
+        "decoding": request.decoding,
+        "keep_shape": str(request.keep_shape),
+        "temperature": f"{drawing.temperature:g}",
+        "top_k": str(drawing.top_k),
+        "paste": str(request.paste),
+    }
+    mask = np.broadcast_to(np.uint8(255) * region[..., None], square.shape)
+    yield Result("mask.png", np.ascontiguousarray(mask), told, settings)
+    for i, picture in enumerate(pictures):
+        name = "edited.png" if request.samples == 1 else f"edited_{i}.png"
+        own = {**settings, "seed": str(request.seed + i)}
+        yield Result(name, picture, " | ".join(request.text), own)
+    sheet = contact_sheet([(f"before, mask, after: {told}", np.stack([square, mask, *pictures]))])
+    yield Result("sheet.png", sheet, told, settings)
+
+
+def _given(picture: Picture | None) -> bool:
+    return isinstance(picture, np.ndarray) or bool(picture)
+
+
+def _check(request: Request) -> None:
+    """Refuse words without texts, masks for several texts, and the like."""
+    if not request.text or any(not text.strip() for text in request.text):
+        raise UserError('--text is missing: say what shall be there, such as "a brown horse"')
+    if _given(request.mask):
+        if len(request.text) > 1 or len(request.entity) > 1:
+            raise UserError(
+                f"--mask is of one entity, but there are {len(request.text)} texts: ask for one "
+                "after the other"
+            )
+        return
+    if not request.entity or any(not word.strip() for word in request.entity):
+        raise UserError('--entity is missing: name what to change, such as "horse", or give --mask')
+    if len(request.entity) != len(request.text):
+        raise UserError(
+            f"{len(request.entity)} --entity and {len(request.text)} --text: give one text for "
+            "each entity, in the same order"
+        )
+
+
+# Where -------------------------------------------------------------------------------------------
+
+
+def _wishes(
+    model: SeManiTrans,
+    config: ConfigDict,
+    request: Request,
+    photo: UInt8[np.ndarray, "h w 3"],
+    square: UInt8[np.ndarray, "s s 3"],
+) -> list[Wish]:
+    """Each text with the mask it goes to.
+
+    Raises:
+        UserError: no entity fits a word, or a mask marks no code.
+    """
+    grid = model.transformer.grid
+    if _given(request.mask):
+        assert request.mask is not None
+        mask = squared(read_mask(request.mask, photo.shape[:2])[None], config.data.image_size)[0]
+        return [_wish(config, request, request.text[0], mask, grid, "the mask given")]
+    if request.alignment == "patches":
+        return _by_patches(model, config, request, square)
+    masks = _entities(config, request, photo, square)
+    tokenizer = make_tokenizer(config)
+    scores = [
+        similarities(model, config, tokenizer, square, masks, word) for word in request.entity
+    ]
+    sizes = mask_to_grid(masks, (grid, grid), config.alignment.resize).sum((1, 2))
+    threshold = _threshold(config, request)
+    choices = choose_in_line(
+        request.entity,
+        scores,
+        sizes,
+        threshold,
+        least=config.alignment.least,
+        anyway=request.anyway,
+    )
+    found = []
+    for word, text, choice in zip(request.entity, request.text, choices, strict=True):
+        best = float(np.max(choice.scores, initial=-np.inf))
+        if not choice.entities:
+            raise UserError(
+                f"--entity={word!r}: none of the {len(masks)} entities fits (the most similar has "
+                f"{best:.3f}, needed is {threshold:g}): word it otherwise, give --mask, or "
+                "--anyway to edit the most similar one"
+            )
+        mask = np.any(masks[list(choice.entities)], axis=0)
+        told = f"{word} (similarity {best:.3f}{'' if choice.fits else ', does not fit'})"
+        found.append(_wish(config, request, text, mask, grid, told))
+    return found
+
+
+def _by_patches(
+    model: SeManiTrans,
+    config: ConfigDict,
+    request: Request,
+    square: UInt8[np.ndarray, "s s 3"],
+) -> list[Wish]:
+    """Without entities: every patch that reaches the threshold (figure 9)."""
+    tokenizer, grid, found = make_tokenizer(config), model.transformer.grid, []
+    for word, text in zip(request.entity, request.text, strict=True):
+        similarity = similarity_map(
+            aligning_clip(model), tokenizer, square, word, config.alignment.prompt
+        )
+        patches = word_patches(similarity, threshold := _threshold(config, request))
+        if not patches.any():
+            raise UserError(
+                f"--entity={word!r}: no patch fits (the most similar has {similarity.max():.3f}, "
+                f"needed is {threshold:g}): word it otherwise, or lower --threshold"
+            )
+        size = (config.data.image_size,) * 2
+        mask = np.asarray(Image.fromarray(patches).resize(size, Image.Resampling.NEAREST))
+        found.append(_wish(config, request, text, mask, grid, word))
+    return found
+
+
+def _threshold(config: ConfigDict, request: Request) -> float:
+    return config.alignment.threshold if request.threshold is None else request.threshold
+
+
+def _entities(
+    config: ConfigDict,
+    request: Request,
+    photo: UInt8[np.ndarray, "h w 3"],
+    square: UInt8[np.ndarray, "s s 3"],
+) -> Masks:
+    """The masks of the square's entities, from the file given or as the oracle finds them."""
+    if request.entities:
+        image = request.image
+        name = "" if isinstance(image, np.ndarray) else Path(os.fspath(image or "")).name
+        height, width = photo.shape[:2]
+        masks = read_entities(request.entities, (height, width), name)
+        masks = squared(masks, config.data.image_size)
+        if not masks.any():
+            raise UserError(
+                f"--entities={request.entities} marks nothing in the picture's middle square: "
+                "crop the picture around them"
+            )
+        return masks[masks.any((1, 2))]
+    divide = find_entities(config)
+    if divide is None:
+        raise UserError(
+            "nothing divides this picture into entities: give --entities=FILE, or --mask=FILE, or "
+            "--alignment=patches"
+        )
+    return divide(square)
+
+
+def _wish(
+    config: ConfigDict,
+    request: Request,
+    text: str,
+    mask: Bool[np.ndarray, "s s"],
+    grid: int,
+    told: str,
+) -> Wish:
+    edited = edited_codes(config, mask[None], grid, request.grow)[0]
+    if not edited.any():
+        raise UserError(
+            f"{told}: it is so small that it marks none of the {grid}×{grid} codes: give --grow, "
+            "or crop the picture around it"
+        )
+    pixels = config.samples.grow if request.grow is None else request.grow
+    return Wish(text, grow(mask, pixels), edited, told)
+
+
+# What --------------------------------------------------------------------------------------------
+
+
+def draw_wishes(
+    model: SeManiTrans,
+    config: ConfigDict,
+    request: Request,
+    drawing: Drawing,
+    square: UInt8[np.ndarray, "s s 3"],
+    wishes: Sequence[Wish],
+) -> Any:
+    """The codes after all wishes, a row for each sample."""
+    tokenizer, count = make_tokenizer(config), request.samples
+    length = config.model.transformer.text_length
+    known = read(model, np.broadcast_to(square, (count, *square.shape)))
+    keeps = np.full(count, request.keep_shape)
+    seeds = [request.seed + i for i in range(count)]
+    for wish in wishes:
+        words = np.broadcast_to(tokenizer.plain([wish.text], length), (count, length))
+        edited = np.broadcast_to(wish.edited, (count, len(wish.edited)))
+        codes = drawing(model, known, words, edited, seeds, keeps)
+        known = Read(codes, known.gray)
+    return known.codes

@@ -24,7 +24,7 @@ from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import contrastive_loss, cosine
 from vljax.systems import cdd_icm
 from vljax.systems.cdd_icm import evaluation, method, training
-from vljax.systems.cdd_icm.evaluation import BY_TURN, LAST, RETRIEVAL, SAID, STEPS
+from vljax.systems.cdd_icm.evaluation import BY_TURN, LAST, RETRIEVAL, SAID, SETTINGS
 from vljax.systems.cdd_icm.method import Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import (
     Composer,
@@ -499,11 +499,19 @@ def test_held_out_dialogues_are_drawn(workdir, tmp_path):
 
 
 def test_tables_fill_themselves(workdir):
-    flags = ("--num_dialogues", "3", "--batch_size", "3", "--compared_steps", "2")
-    assert evaluate.main(("--workdir", str(workdir), *flags, "dpm_solver:2")) == 0
+    flags = (
+        "--num_dialogues",
+        "3",
+        "--batch_size",
+        "3",
+        "--also",
+        "icm_scale=0",
+        "sampler=dpm_solver,steps=2",
+    )
+    assert evaluate.main(("--workdir", str(workdir), *flags)) == 0
     found = json.loads((workdir / "evaluation" / "results.json").read_text())
     tables = found["tables"]
-    assert {TABLE_1, TABLE_2, LAST, BY_TURN, SAID, RETRIEVAL, STEPS, "drift"} == tables.keys()
+    assert {TABLE_1, TABLE_2, LAST, BY_TURN, SAID, RETRIEVAL, SETTINGS, "drift"} == tables.keys()
     ours = {row["method"]: row for row in tables[TABLE_1] if row["source"] == "here"}
     copies = ours["copies the reference"]
     assert copies["RSIM"] == copies["recall"] == 0
@@ -516,9 +524,19 @@ def test_tables_fill_themselves(workdir):
     assert said["draws anew by the texts"]["holds"] > 75
     drift = [row for row in tables["drift"] if row["method"] == "CDD-ICM"]
     assert [row["turn"] for row in drift] == [1, 2, 3]
-    compared = {row["method"]: row for row in tables[STEPS]}
-    assert compared.keys() == {"2", "dpm_solver:2"}
-    assert compared["2"]["RSIM"] == ours["CDD-ICM"]["RSIM"]  # as drawn at first
+    settings = {row["method"]: row for row in tables[SETTINGS]}
+    assert settings.keys() == {"CDD-ICM", "w/o ICM guidance", "sampler=dpm_solver,steps=2"}
+    assert settings.keys() < ours.keys()
+    assert all(row["seconds a picture"] > 0 for row in settings.values())
+
+
+def test_settings_that_cannot_be():
+    judging = evaluation.Judging()
+    assert evaluation.varied(judging, "keep=8,steps=5").keep == 8
+    with pytest.raises(UserError, match="--also=seed=3: 'seed' is none of candidates"):
+        evaluation.varied(judging, "seed=3")
+    with pytest.raises(UserError, match="keep takes a number, not 'much'"):
+        evaluation.varied(judging, "keep=much")
 
 
 def test_papers_rows_add_up():

@@ -12,7 +12,7 @@ instructions alone (the ceiling, for a text does not fix a place), heeding them 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -46,10 +46,15 @@ LAST = "last turns alone (GeNeVA)"
 BY_TURN = "by turn"
 SAID = "stated relations"
 RETRIEVAL = "composed retrieval"
-STEPS = "steps"
+SETTINGS = "settings"
 
 # Decibels at which a region that stayed the same is counted: equal pixels have infinitely many.
 _MOST_DB = 60.0
+# What table 2 calls settings that --also may ask for.
+_UNGUIDED = {
+    "icm_scale=0": "w/o ICM guidance",
+    "text_scale=1": "w/o classifier-free guidance",
+}
 # Levels of 255 by which two true pictures differ where a turn changed something.
 _CHANGED = 8
 
@@ -77,15 +82,13 @@ class Judging:
     steps: str | None = option(
         None, help="denoising steps: 250, ddim50, trailing25 … (default: config.samples.steps)"
     )
-    compared_steps: tuple[str, ...] = option(
-        (),
-        help="what else to draw the same dialogues with: 250 trailing10 dpm_solver:10 …",
-    )
     localizer: File | None = option(
         None, help="GeNeVA's published detector and localiser, which judges i-CLEVR and CoDraw"
     )
-    without_guidance: bool = option(
-        False, help="draw also without ICM guidance, and without classifier-free guidance"
+    also: tuple[str, ...] = option(
+        (),
+        help="further settings to draw the same dialogues with, such as icm_scale=0 text_scale=1 "
+        "keep=16 steps=250 sampler=dpm_solver,steps=10",
     )
 
 
@@ -98,14 +101,13 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
     given = read_dialogues(config, judging.num_dialogues)
     benchmark = open_benchmark(config.data)
     study = Study(model, config, judging, given)
-    drawn = study.draw("free-running")
-    supplied = study.draw("true references", true_references=True)
-    made = {_name(config): drawn, "w/o iterative setting": supplied}
-    if judging.without_guidance:
-        if study.drawing().psi:
-            made["w/o ICM guidance"] = study.draw("w/o ICM guidance", icm=0.0)
-        if study.drawing().phi != 1:
-            made["w/o classifier-free guidance"] = study.draw("w/o φ", phi=1.0)
+    drawn, seconds = study.draw("free-running")
+    supplied, _ = study.draw("true references", true_references=True)
+    made, took = {_name(config): drawn}, {_name(config): seconds}
+    for asked in judging.also:
+        name = _UNGUIDED.get(asked, asked)
+        made[name], took[name] = study.draw(name, varied(judging, asked))
+    made["w/o iterative setting"] = supplied
     floors = {
         "copies the reference": np.broadcast_to(given.canvas[:, None], drawn.shape),
         "copies the reference, true references": np.concatenate(
@@ -117,8 +119,8 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
         "dialogues": len(given.lengths),
         "turns": int(given.lengths.sum()),
         "data": benchmark.label,
-        "sampler": study.drawing().sampler,
-        "steps": study.drawing().steps,
+        "sampler": study.drawing(judging).sampler,
+        "steps": study.drawing(judging).steps,
     }
     rows: list[Row] = []
     detector = open_detector(benchmark, judging)
@@ -129,13 +131,13 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
             name: detector.score(pictures, meant, given) for name, pictures in made.items()
         } | {name: detector.score(pictures, meant, given) for name, pictures in floors.items()}
         rows += _tables(benchmark.label, judged, list(made), given)
+        for name, spent in took.items():
+            rows.append(Row(SETTINGS, name, {**_means(judged[name]), "seconds a picture": spent}))
         if detector.detect is not None and "turn_relation" in given.examples[0]:
             rows += _said(detector.detect, made | floors, given)
     for name, pictures in made.items():
-        supplied_references = name == "w/o iterative setting"
-        rows += _drift(detector, name, pictures, given, supplied_references)
+        rows += _drift(detector, name, pictures, given, name == "w/o iterative setting")
     rows.append(_retrieval(model, given, judging.batch_size))
-    rows += _steps(study, detector, judging)
     return Report((*PAPER, *rows), notes, {"dialogues": _figure(given, drawn)})
 
 
@@ -159,6 +161,30 @@ def _name(config: ConfigDict) -> str:
     return ", ".join([named, *other])
 
 
+def varied(judging: Judging, asked: str) -> Judging:
+    """Other settings of drawing.
+
+    Args:
+        judging: The usual ones.
+        asked: As of `--also`, `field=value` with commas between.
+
+    Raises:
+        UserError: no such field, or no such value.
+    """
+    kinds: dict[str, Callable[[str], Any]] = {"steps": str, "sampler": str, "candidates": int}
+    kinds |= dict.fromkeys(("text_scale", "icm_scale", "keep"), float)
+    changed = {}
+    for part in asked.split(","):
+        name, _, value = part.partition("=")
+        if name not in kinds:
+            raise UserError(f"--also={asked}: {name!r} is none of {', '.join(sorted(kinds))}")
+        try:
+            changed[name] = kinds[name](value)
+        except ValueError as error:
+            raise UserError(f"--also={asked}: {name} takes a number, not {value!r}") from error
+    return replace(judging, **changed)
+
+
 @dataclass(frozen=True)
 class Study:
     """Draws the held-out dialogues, always from the same noise."""
@@ -168,37 +194,41 @@ class Study:
     judging: Judging
     given: Dialogues
 
-    def drawing(self, **changed: Any) -> Drawing:
+    def drawing(self, asked: Judging) -> Drawing:
         """How they are drawn."""
-        asked = self.judging
         return Drawing(
             self.config,
-            **{
-                "sampler": asked.sampler,
-                "steps": asked.steps,
-                "phi": asked.text_scale,
-                "icm": asked.icm_scale,
-                "candidates": asked.candidates,
-                "keep": asked.keep,
-                **changed,
-            },
+            asked.sampler,
+            asked.steps,
+            phi=asked.text_scale,
+            icm=asked.icm_scale,
+            candidates=asked.candidates,
+            keep=asked.keep,
         )
 
-    def draw(self, label: str, *, true_references: bool = False, **changed: Any) -> Pictures:
-        """All turns of all dialogues."""
-        return self.drawing(**changed).dialogues(
+    def draw(
+        self, label: str, asked: Judging | None = None, *, true_references: bool = False
+    ) -> tuple[Pictures, float]:
+        """All turns of all dialogues, and the seconds a picture took."""
+        given, drawing = self.given, self.drawing(asked or self.judging)
+        size = min(self.judging.batch_size, len(given.lengths))
+        # A first turn for the compiler, whose time does not count.
+        first = given._replace(
+            canvas=given.canvas[:size],
+            tokens=given.tokens[:size, :1],
+            pictures=given.pictures[:size, :1],
+        )
+        drawing.dialogues(self.model, 0, first, size)
+        began = time.perf_counter()
+        pictures = drawing.dialogues(
             self.model,
             self.judging.seed,
-            self.given,
-            self.batch_size,
+            given,
+            size,
             true_references=true_references,
             label=label,
         )
-
-    @property
-    def batch_size(self) -> int:
-        """How many dialogues are drawn at a time."""
-        return min(self.judging.batch_size, len(self.given.lengths))
+        return pictures, (time.perf_counter() - began) / given.tokens[..., 0].size
 
 
 def _anew(benchmark: Benchmark, given: Dialogues, seed: int) -> dict[str, Pictures]:
@@ -433,7 +463,7 @@ def _drift(
         yield Row("drift", name, values)
 
 
-# Retrieval and steps -----------------------------------------------------------------------------
+# Retrieval ---------------------------------------------------------------------------------------
 
 
 @jax.jit
@@ -460,29 +490,6 @@ def _retrieval(model: CDDICM, given: Dialogues, batch_size: int) -> Row:
     shares = retrieval_accuracy(queries, targets, targets, others, ks=(1, 5, 10))
     values = {name.replace("top", "recall@"): 100 * share for name, share in shares.items()}
     return Row(RETRIEVAL, "c finds the target", {**values, "n": count})
-
-
-def _steps(study: Study, detector: Detector | None, judging: Judging) -> Iterator[Row]:
-    """The same dialogues in other numbers of steps, and how long a picture takes."""
-    if detector is None:
-        return
-    given, size = study.given, study.batch_size
-    meant = detector.layouts(given.pictures, given.lengths)
-    # A first turn for the compiler, whose time does not count.
-    first = given._replace(
-        canvas=given.canvas[:size],
-        tokens=given.tokens[:size, :1],
-        pictures=given.pictures[:size, :1],
-    )
-    for asked in judging.compared_steps:
-        sampler, _, steps = asked.rpartition(":")
-        changed = {"steps": steps, **({"sampler": sampler} if sampler else {})}
-        study.drawing(**changed).dialogues(study.model, 0, first, size)
-        began = time.perf_counter()
-        pictures = study.draw(f"{asked} steps", **changed)
-        seconds = (time.perf_counter() - began) / given.tokens[..., 0].size
-        values = _means(detector.score(pictures, meant, given))
-        yield Row(STEPS, asked, {**values, "seconds a picture": seconds})
 
 
 def _figure(given: Dialogues, drawn: Pictures) -> UInt8[np.ndarray, "H W 3"]:

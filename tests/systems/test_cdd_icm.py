@@ -176,9 +176,8 @@ def test_stage_2_is_equation_13_and_drops_c_alone(model, batch):
     """Its loss is that of denoising plus δ times ICM; all conditions dropped, c does not matter."""
     key = jax.random.key(5)
     joint = jax.jit(training.cdd_loss(configured("--config.dropped.share=0.0")))
-    dropped = jax.jit(
-        training.cdd_loss(configured("--config.with_icm=False", "--config.dropped.share=1.0"))
-    )
+    all_dropped = ("--config.dropped.share=1.0", "--config.dropped.what=('condition',)")
+    dropped = jax.jit(training.cdd_loss(configured("--config.with_icm=False", *all_dropped)))
     total, metrics = joint(model, batch, key)
     icm, _ = icm_loss(model, batch, key)
     np.testing.assert_allclose(metrics["icm"], icm, rtol=1e-5)
@@ -262,6 +261,14 @@ def test_icm_guidance_climbs_the_own_term(config, model, batch):
     limited = guided(mixed, mixed_vector, 1e-4)
     rms = np.sqrt(np.square(limited).mean((1, 2, 3)))
     np.testing.assert_allclose(rms, 1e-4 / process.schedule.noise[300], rtol=1e-4)
+    # Where almost nothing of x_0 is left in x_t, x_0 moves by no more than the limit.
+    last = np.full(4, 999)
+    bent = jax.jit(lambda x: method.icm_guidance(model, process, mixed_vector, 1e6, 0.1)(x, last))(
+        mixed
+    )
+    schedule = process.schedule
+    moved = bent * schedule.noise[999] ** 2 / schedule.signal[999]
+    np.testing.assert_allclose(np.sqrt(np.square(moved).mean((1, 2, 3))), 0.1, rtol=1e-3)
     one = guided(mixed, mixed_vector, 1e9)
     np.testing.assert_allclose(one[0], gradient[0], rtol=1e-3, atol=1e-6)
 

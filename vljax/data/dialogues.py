@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int
 
-from vljax.data.scenes import CLASSES, RELATIONS, Background, Scene, Scenes, Turn, captions, render
+from vljax.data.scenes import CLASSES, RELATIONS, Background, Scene, Scenes, Turn, render
 from vljax.data.scenes.world import class_coordinates, class_vector
 from vljax.data.source import check_index
 
@@ -62,10 +62,7 @@ class Dialogues(Protocol):
         ...
 
     def turn(self, index: int, number: int) -> dict[str, Any]:
-        """One turn: `reference`, `instruction`, `target`; nothing else is read or rendered.
-
-        Of scenes also `captions` of the target.
-        """
+        """One turn: `reference`, `instruction`, `target`; nothing else is read or rendered."""
         ...
 
 
@@ -139,10 +136,9 @@ class SceneDialogues:
         return [turn.instruction for turn in self.turns(index)]
 
     def turn(self, index: int, number: int) -> dict[str, Any]:
-        """One turn: `reference`, `instruction`, `target`, and `captions` of the target."""
+        """One turn: `reference`, `instruction`, `target`."""
         turns = self.turns(index)
         return {
-            "captions": captions(turns[number].scene, index),
             "reference": self._render(turns, number),
             "instruction": turns[number].instruction,
             "target": self._render(turns, number + 1),
@@ -159,13 +155,19 @@ class Turns:
     """The turns of dialogues one by one, each under its true reference (teacher forcing).
 
     An example has `reference`, `instruction` and `target`.
+
+    Attributes:
+        dialogues: The dialogues.
+        first: Only so many turns of each, from the beginning; None for all.
     """
 
     dialogues: Dialogues
+    first: int | None = None
 
     @functools.cached_property
     def _ends(self) -> Int[np.ndarray, " n"]:
-        return np.cumsum(self.dialogues.lengths)
+        lengths = self.dialogues.lengths
+        return np.cumsum(lengths if self.first is None else np.minimum(lengths, self.first))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -179,4 +181,5 @@ class Turns:
     @property
     def fingerprint(self) -> str:
         """Changes with the dialogues."""
-        return f"turns of {self.dialogues.fingerprint}"
+        which = "turns" if self.first is None else f"first {self.first} turns"
+        return f"{which} of {self.dialogues.fingerprint}"

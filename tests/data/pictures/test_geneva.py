@@ -104,6 +104,10 @@ def test_turns_come_one_by_one(scenes):
     after = turns[len(first["instructions"])]
     assert after["instruction"] == second["instructions"][0]
     np.testing.assert_array_equal(after["reference"], second["canvas"])
+    begun = Turns(scenes, first=1)
+    assert len(begun) == len(scenes)
+    assert begun.fingerprint != turns.fingerprint
+    assert begun[1]["instruction"] == second["instructions"][0]
 
 
 def test_scenes_know_what_an_instruction_says(scenes):

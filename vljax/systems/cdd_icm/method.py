@@ -83,7 +83,7 @@ def icm_guidance(
     process: Process,
     vector: Float[Array, "b d"],
     psi: float | Float[Array, ""],
-    max_ratio: float | Float[Array, ""] | None = None,
+    max_ratio: float | Float[Array, ""],
 ) -> Guidance:
     """ψ ∇ cos(c, noisy(x_t)) / τ, for each example by itself (equation 14 as it should be).
 
@@ -92,8 +92,9 @@ def icm_guidance(
         process: With the schedule of training.
         vector: c.
         psi: ψ.
-        max_ratio: Longest gradient, as a ratio to the length that the score of noise has; τ can
-            learn to be so small that ψ / τ is hundreds.
+        max_ratio: Longest gradient, as a ratio to the score that noise of x_t has, and that x_0
+            would need to move by one. τ can learn to be so small that ψ / τ is hundreds; and at the
+            noisiest times, where √ᾱ is next to nothing, a small change of ε is a huge one of x_0.
     """
     noisy = model.noisy
     assert noisy is not None
@@ -102,7 +103,8 @@ def icm_guidance(
     def score(x: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Float[Array, " b"]:
         return factor * cosine(noisy(x, t), vector)
 
-    longest = None if max_ratio is None else max_ratio / jnp.asarray(process.schedule.noise)
+    noise, signal = (jnp.asarray(x) for x in (process.schedule.noise, process.schedule.signal))
+    longest = max_ratio / noise * jnp.minimum(1.0, signal / noise)
     return guiding.score_guidance(score, num_steps=len(process.schedule), max_rms=longest)
 
 
@@ -158,7 +160,7 @@ def _draw(
     phi: float,
     psi: float,
     eta: float,
-    max_ratio: float | None,
+    max_ratio: float,
     keep: float,
 ) -> Drawn:
     condition = read(model, to_unit(reference), tokens)
@@ -298,7 +300,7 @@ class Drawing:
             "phi": self.phi,
             "psi": self.psi,
             "eta": eta,
-            "max_ratio": scales.max_ratio or None,
+            "max_ratio": scales.max_ratio,
             "keep": keep,
         }
         drops = tuple(config.dropped.what)
@@ -324,7 +326,7 @@ class Drawing:
             tokens,
             progress,
             fixed=self.fixed,
-            **{n: v if v is None else np.float32(v) for n, v in self.traced.items()},
+            **{name: np.float32(value) for name, value in self.traced.items()},
         )
 
     def dialogues(

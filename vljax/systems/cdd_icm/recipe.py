@@ -99,18 +99,18 @@ def get_config() -> ConfigDict:
     config.reference_noise = 0.0
     # λ, the share of examples whose condition is dropped, and what is: 'condition' alone as
     # published, or the text's 'tokens' too.
-    config.dropped = {"share": 0.2, "what": ("condition",)}
+    config.dropped = {"share": 0.2, "what": ("condition", "tokens")}
     # Classifier-free guidance φ (equation 15; 1 is none) and ICM guidance ψ (equation 14; 0 is
-    # none), whose gradient is at most so long a share of the noise's own score (0 for no limit).
+    # none), whose gradient is at most so long a share of the noise's own score.
     config.guidance = {"classifier_free": 3.0, "icm": 2.0, "max_ratio": 0.15}
     config.stages = {
         "clip": _get_stage(500, 3e-3, batch_size=64, weight_decay=0.1),
-        "icm": _get_stage(300, 3e-3, batch_size=64, weight_decay=0.01),
+        "icm": _get_stage(150, 3e-3, batch_size=64, weight_decay=0.01),
         "cdd": {
-            **_get_stage(2_500, 6e-3, batch_size=8, weight_decay=0.0),
+            **_get_stage(2_200, 6e-3, batch_size=8, weight_decay=0.0),
             "ema_decay": 0.995,
         },
-        "noisy_icm": _get_stage(300, 3e-3, batch_size=64, weight_decay=0.01),
+        "noisy_icm": _get_stage(200, 3e-3, batch_size=64, weight_decay=0.01),
     }
     config.pretrained = {"clip": "", "composer": "", "diffusion": "", "noisy": ""}
     # Split over `tensor` as in SDG: within a residual block and around attention, one pair of
@@ -183,7 +183,8 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     )
     config.diffusion.prediction = "epsilon"
     config.backbone_rate = 0.001
-    config.guidance.max_ratio = 0.0
+    config.dropped.what = ("condition",)
+    config.guidance.max_ratio = 1.0
     # Validated every ten passes; the rate is halved, and after five halvings a stage ends.
     ten_passes = 10 * _TURNS[data_name] // 256
     for name in ("icm", "cdd", "noisy_icm"):

@@ -43,6 +43,9 @@ from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 
 PROJECTIONS = ("clip", "random")
+# Turns of a dialogue that teach CLIP where none is published. Pictures of one or two objects differ
+# in the places and shapes that a text tells; of more objects colours alone tell them apart.
+_TOLD_TURNS = 2
 
 
 def stages(config: ConfigDict) -> list[Stage]:
@@ -81,8 +84,8 @@ def stages(config: ConfigDict) -> list[Stage]:
                 name="clip",
                 loss=clip_loss,
                 train=[(r"clip\.(?!.*running_)", 1.0)],
-                source=Turns(benchmark.dialogues()),
-                transform=told_transform(tokenizer, length, config.data.image_size),
+                source=Turns(benchmark.dialogues(), first=_TOLD_TURNS),
+                transform=turn_transform(tokenizer, length, config.data.image_size),
                 config=config.stages.clip,
             )
         )
@@ -140,30 +143,12 @@ def turn_transform(tokenizer: Tokenizer, length: int, size: int) -> Transform:
     return transform
 
 
-def told_transform(tokenizer: Tokenizer, length: int, size: int) -> Transform:
-    """A turn's picture (`image`) under the instruction, or as often under a caption that fits."""
-
-    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        texts = [example["instruction"]]
-        if rng.random() < 0.5:
-            # Each word is a token, and so is each comma.
-            fits = (
-                t for t in example["captions"] if len(t.replace(",", " ,").split()) < length - 1
-            )
-            texts = [*fits] or texts
-        text = texts[rng.integers(len(texts))]
-        image = resize_and_crop(example["target"], size)
-        return {"image": image, "tokens": tokenizer([text], length, warn=False)[0]}
-
-    return transform
-
-
 # Losses ------------------------------------------------------------------------------------------
 
 
 def clip_loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
-    """CLIP's contrast of pictures and texts (Radford et al. 2021), where none is published."""
-    images = model.clip.encode_image(to_unit(batch["image"]))
+    """CLIP's contrast (Radford et al. 2021) of pictures and what was last said to draw them."""
+    images = model.clip.encode_image(to_unit(batch["target"]))
     texts = model.clip.encode_text(batch["tokens"])
     scale = clip_scale(model.clip.logit_scale[...])
     return contrastive_loss(images, texts, scale), {"scale": scale}

@@ -26,6 +26,7 @@ from vljax.systems.semani_trans import training
 from vljax.systems.semani_trans.evaluation import ALIGNED, COLOURS, PLACES, SCENES, SHAPES
 from vljax.systems.semani_trans.method import Read, edited_codes, make_drawing, read, to_gray
 from vljax.systems.semani_trans.use import Request
+from vljax.training.optimizer import learning_rate_factors
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -395,6 +396,26 @@ def test_unknown_stages_are_refused(config):
         config.stages.colour = config.stages.clip
     with pytest.raises(UserError, match=r"stages\.colour: choose one of"):
         semani_trans.stages(config)
+
+
+def test_the_adversarial_stage_trains_codes_and_discriminator(config, batch):
+    """With LPIPS where it is published; nothing is computed here."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.stages.adversarial = config.stages.vqgan
+        config.pretrained.lpips = "lpips.safetensors"
+    stages = {stage.name: stage for stage in semani_trans.stages(config)}
+    assert list(stages).index("adversarial") == list(stages).index("vqgan") + 1
+    model = jax.eval_shape(lambda: semani_trans.make_model(config))
+    loss, metrics = jax.eval_shape(
+        stages["adversarial"].loss, model, batch, jax.eval_shape(lambda: jax.random.key(0))
+    )
+    assert loss.shape == ()
+    assert {"error", "codebook", "deception", "factor", "discriminator"} <= metrics.keys()
+    factors = learning_rate_factors(named_parameters(model), stages["adversarial"].train)
+    assert {name.partition(".")[0] for name in factors} == {"vqgan", "discriminator"}
+    assert factors["vqgan.encoder.conv_in.weight"] == training.ENCODER_RATE
+    assert factors["vqgan.decoder.conv_in.weight"] == 1.0
 
 
 def use_and_judge(flags, tmp_path, images):

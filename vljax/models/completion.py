@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from vljax.models.decoding import draw
 from vljax.models.token_transformer import Cache, TokenTransformer, uses
 
 
@@ -102,7 +101,7 @@ def complete(
         place = progress.read
         log_p = jax.nn.log_softmax(model.next_code(progress.last))
         now = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-        drawn = draw(log_p, now, temperature, top_k)
+        drawn = jax.vmap(_draw, (0, 0, None, None))(log_p, now, temperature, top_k)
         kept = lax.dynamic_index_in_dim(progress.codes, place, axis=1, keepdims=False)
         chosen = jnp.where(edited[:, place], drawn, kept)
         progress = progress._replace(codes=progress.codes.at[:, place].set(chosen))
@@ -169,7 +168,7 @@ def complete_in_parallel(
 
         def by_row(key: Array, log_p: Array, unknown: Array, total: Array) -> tuple[Array, Array]:
             draw_key, choose_key = jax.random.split(jax.random.fold_in(key, index))
-            drawn = draw(log_p, jax.random.split(draw_key, count), temperature, top_k)
+            drawn = _draw(log_p, draw_key, temperature, top_k)
             sure = jnp.take_along_axis(log_p, drawn[:, None], axis=1)[:, 0]
             share = (index + 1) / passes
             sure += choice * (1 - share) * jax.random.gumbel(choose_key, (count,))
@@ -184,3 +183,30 @@ def complete_in_parallel(
     start = (codes.astype(jnp.int32), edited)
     (found, _), _ = lax.scan(body, start, jnp.arange(passes))
     return Completed(found, jnp.full((), passes + 1, jnp.int32))
+
+
+def _draw(
+    log_p: Float[Array, "*n k"],
+    key: Key[Array, ""],
+    temperature: float | Float[Array, ""],
+    top_k: int | Int[Array, ""],
+) -> Int[Array, "*n"]:
+    """A code of every position, as `vljax.models.decoding.draw` draws it.
+
+    That sorts all codes, which for a whole picture takes longer than the network; here the least
+    log p of the `top_k` most probable ones is found by halving an interval.
+    """
+    temperature = jnp.asarray(temperature, jnp.float32)
+    wanted = jnp.where(jnp.asarray(top_k) > 0, top_k, log_p.shape[-1])
+
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends  # as many as wanted, or more, reach the low end
+        middle = 0.5 * (low + high)
+        enough = (log_p >= middle).sum(-1, keepdims=True) >= wanted
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    ends = (log_p.min(-1, keepdims=True), log_p.max(-1, keepdims=True) + 1e-3)
+    least, _ = lax.fori_loop(0, 32, halve, ends)
+    noise = jax.random.gumbel(key, log_p.shape)
+    drawn = jnp.where(log_p >= least, log_p + temperature * noise, -jnp.inf)
+    return jnp.argmax(drawn, axis=-1).astype(jnp.int32)

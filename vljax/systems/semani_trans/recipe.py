@@ -111,13 +111,13 @@ def get_config() -> ConfigDict:
     muon: dict[str, Any] = {"name": "muon", "learning_rate": 3e-3}
     config.stages = {
         "clip": get_stage_config(64, 300, **muon),
-        "autoencoder": get_stage_config(8, 900, name="muon", learning_rate=1e-2),
-        "vqgan": get_stage_config(8, 900, ema_decay=0.99, **muon),
-        "pretrain": get_stage_config(32, 900, **muon),
+        "autoencoder": get_stage_config(8, 800, name="muon", learning_rate=1e-2),
+        "vqgan": get_stage_config(8, 800, ema_decay=0.99, **muon),
+        "pretrain": get_stage_config(32, 800, **muon),
         "plain": get_stage_config(32, 230, **muon),
         "language": get_stage_config(32, 80, **muon),
         "vision": get_stage_config(32, 150, **muon),
-        "parallel": get_stage_config(32, 450, **muon),
+        "parallel": get_stage_config(32, 400, **muon),
     }
     config.pretrained = {"vqgan": "", "transformer": "", "parallel": "", "clip": "", "aligner": ""}
     config.pretrained.lpips = ""

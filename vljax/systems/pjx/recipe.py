@@ -90,10 +90,10 @@ def get_config() -> ConfigDict:
     config.stages = {
         # What a picture shows, to begin with: a trunk that starts from nothing has no photographs
         # behind it. Colours are known after 300 steps, shapes not before 1,000.
-        "recognise": get_stage_config(2_400, learning_rate=3e-3),
-        "answer": get_stage_config(2_500, learning_rate=3e-3),
-        "explain": get_stage_config(1_500, learning_rate=3e-3),
-        "explain_without_attention": get_stage_config(1_500, learning_rate=3e-3),
+        "recognise": get_stage_config(2_000, learning_rate=3e-3),
+        "answer": get_stage_config(2_000, learning_rate=3e-3),
+        "explain": get_stage_config(1_200, learning_rate=3e-3),
+        "explain_without_attention": get_stage_config(1_200, learning_rate=3e-3),
         "describe": get_stage_config(300, learning_rate=3e-3),
     }
     config.pretrained = {

@@ -6,7 +6,9 @@ r"""An answerer alone, on VQA v2: the answering model of PJ-X, or another of the
 
 The first trains on questions about the embedded scenes; kinds are 'attention' (of it `rounds` = 2
 is stacked attention, 0 is none; `fusion` one of eight), 'film', 'relation', 'coattention',
-'bilinear' and 'modules'. The second runs the published setting on VQA v2's files and ResNet-152's
+'bilinear' and 'modules'. Its first stage, the trunk, is the same for all: where one run has it,
+another takes it from there by `--config.pretrained.trunk=runs/vqa/weights/recognise.safetensors`
+and the same of `recogniser`. The second runs the published setting on VQA v2's files and ResNet-152's
 features.
 """
 

@@ -8,9 +8,11 @@ minutes, and 3 to evaluate. Expected there, 500 examples of one seed: answers 74
 relations 45), CIDEr 372 (w/o attention 357, copied without a picture 330), EMD 3.55 ± 0.07 against
 uniform's 4.38 and the answering map's 3.53, justifications true in 47 ± 2 % (w/o attention 44,
 copied 65). What made the difference: the trunk knows shapes only after 1,000 steps of recognising,
-and forgets them when answers train it too (answers of shapes 19 % then). The second runs the published setting on a folder with VQA v2's questions and answers, VQA-X's explanations and
-the features of ResNet-152 (`Features`). Expected by the paper: BLEU-4 19.8, CIDEr 73.4 given the
-true answers; EMD 2.64; it has not been run here.
+and forgets them when answers train it too (answers of shapes 19 % then).
+
+The second runs the published setting on a folder with VQA v2's questions and answers, VQA-X's
+explanations and the features of ResNet-152 (`Features`). Expected by the paper: BLEU-4 19.8, CIDEr
+73.4 given the true answers; EMD 2.64; it has not been run here.
 """
 
 from ml_collections import ConfigDict

@@ -8,8 +8,8 @@ The first trains on questions about the embedded scenes; kinds are 'attention' (
 is stacked attention, 0 is none; `fusion` one of eight), 'film', 'relation', 'coattention',
 'bilinear' and 'modules'. Its first stage, the trunk, is the same for all: where one run has it,
 another takes it from there by `--config.pretrained.trunk=runs/vqa/weights/recognise.safetensors`
-and the same of `recogniser`. The second runs the published setting on VQA v2's files and ResNet-152's
-features.
+and the same of `recogniser`. The second runs the published setting on VQA v2's files and
+ResNet-152's features.
 """
 
 from ml_collections import ConfigDict

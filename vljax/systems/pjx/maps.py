@@ -43,7 +43,7 @@ def marked(judged: Judged, folder: str) -> tuple[Judged, str]:
         if path is not None:
             found = read_pointing(path)
             told, count = told or f"the first holds {found.told}", count + 1
-            example = example | {"evidence": mean_map(found.maps)}
+            example = example | {"evidence": mean_map([*found.maps])}
         examples.append(example)
     if not count:
         raise UserError(

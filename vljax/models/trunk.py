@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vljax.errors import UserError
 from vljax.models import resnet
 from vljax.models.answerers.answer import with_coordinates
 from vljax.models.clip import CLIP
@@ -164,3 +165,35 @@ def published_trunk(kind: str, weights: str, *, rngs: nnx.Rngs) -> tuple[Any, in
         told |= resnet_arguments(weights)
     caffe = Path(weights).suffix == ".caffemodel"
     return ResNetTrunk(**told, caffe=caffe, rngs=rngs), 32 * told.get("width", 64)
+
+
+def make_trunk(fields: Any, weights: str, *, rngs: nnx.Rngs) -> tuple[Any, int]:
+    """The trunk that a config's `model.trunk` describes, and the channels of its features.
+
+    Args:
+        fields: `kind`: `"convolutions"`, trained here and `width` wide; one that is published; or
+            `"none"`, where features of `channels` are only read, and there is no trunk.
+        weights: File or folder of a published one.
+        rngs: Where the initial weights come from.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    match fields.kind:
+        case "convolutions":
+            return Convolutions(fields.width, rngs=rngs), fields.width + 2
+        case "resnet50" | "resnet101" | "resnet152" | "clip":
+            return published_trunk(fields.kind, weights, rngs=rngs)
+        case "none":
+            if fields.channels < 1:
+                raise UserError(
+                    f"model.trunk.channels={fields.channels}: say how many channels the features "
+                    "in data.features have"
+                )
+            return None, fields.channels
+        case _:
+            raise UserError(
+                f"model.trunk.kind={fields.kind!r}: choose 'convolutions', one of 'resnet50', "
+                "'resnet101', 'resnet152' and 'clip' with pretrained.trunk, or 'none' with "
+                "features made once (data.features)"
+            )

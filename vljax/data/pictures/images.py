@@ -186,6 +186,14 @@ def random_square(
     return resize_and_crop(image[top : top + side, left : left + side], size)
 
 
+def stretched(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """A picture as a square, whatever its proportions, so that all of it is seen (as PJ-X)."""
+    if image.shape[:2] == (size, size):
+        return image
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
 def flip_horizontal(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """Mirrors a picture left to right."""
     return image[:, ::-1]

@@ -1,4 +1,4 @@
-"""Where people looked: pointing maps of VQA-X and ACT-X, and VQA-HAT's.
+"""Where people looked: pointing maps of VQA-X and ACT-X, and VQA-HAT's; how a map is shown.
 
 How the arrays in the `.npz` files of PJ-X (`visual/{val,test}/…npz`) are called and shaped is
 published nowhere; three people's heat maps of any size are in each. What is there is taken, and
@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from PIL import Image
 
 from vljax.data.pictures.images import read_image
 from vljax.errors import UserError
@@ -156,3 +158,16 @@ def read_hat(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w"]:
         UserError: it is no readable picture.
     """
     return read_image(path).mean(-1, dtype=np.float32) / 255
+
+
+def over_picture(
+    points: Float[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """A map in colours over a picture, at the picture's own size, as in PJ-X's figure 2.5."""
+    height, width = image.shape[:2]
+    scaled = Image.fromarray(np.float32(points / max(points.max(), 1e-12)))
+    heat = np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
+    colours = colormaps["inferno"](heat)[..., :3] * 255
+    grey = image.mean(-1, keepdims=True) * 0.5 + 64
+    share = 0.25 + 0.6 * heat[..., None]
+    return (share * colours + (1 - share) * grey).clip(0, 255).astype(np.uint8)

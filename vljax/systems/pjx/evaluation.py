@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.pictures.images import contact_sheet
+from vljax.data.pictures.maps import over_picture
 from vljax.data.scenes import Scene
 from vljax.data.scenes.truth import read
 from vljax.data.scenes.world import masks
@@ -30,7 +31,6 @@ from vljax.systems.pjx.method import (
     Explained,
     explain_batch,
     open_examples,
-    over_picture,
     probabilities,
 )
 from vljax.systems.pjx.model import PJX

@@ -12,24 +12,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
-from matplotlib import colormaps
+from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
-from PIL import Image
 
-from vljax import pretrained
 from vljax.data.benchmarks import Benchmark, open_benchmark
-from vljax.data.pictures.features import Features, compute_features
-from vljax.data.pictures.images import contact_sheet, read_image
+from vljax.data.pictures.images import contact_sheet, stretched
+from vljax.data.pictures.maps import over_picture
 from vljax.data.source import Source
 from vljax.data.text.published import question_ids
 from vljax.data.text.vqa import Questions
-from vljax.errors import UserError
 from vljax.models import decoding
 from vljax.models.explainer import Explainer
-from vljax.ops.pixels import to_unit
-from vljax.systems.pjx.model import PJX, answer, features_of, make_trunk
+from vljax.pretrained.features import keep_features
+from vljax.systems.pjx.model import PJX, answer, features_of
 from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, Words, named, open_words
 from vljax.training.mesh import gather
 
@@ -71,25 +66,19 @@ def compute_once(config: ConfigDict, benchmark: Benchmark, held_out: bool) -> No
     Raises:
         UserError: the trunk is none that is published, its weights or a photograph cannot be read.
     """
-    if config.model.trunk.kind == "convolutions" or not config.pretrained.trunk:
-        raise UserError(
-            f"data.features={config.data.features!r}: model.trunk.kind={config.model.trunk.kind!r} "
-            "makes features to keep only with published weights: give pretrained.trunk, or leave "
-            "data.features empty"
-        )
-    source = benchmark.questions(("image",), held_out=held_out)
-    assert isinstance(source, Questions)
-    pictures = source.pictures
-    assert pictures is not None
-    if all(name in Features(Path(config.data.features)) for name in pictures):
-        return
-    skeleton = jax.eval_shape(lambda: make_trunk(config, rngs=nnx.Rngs(0))[0])
-    trunk = pretrained.load(skeleton, config.pretrained.trunk)
-    compute_features(
+
+    def photographs() -> Mapping[str, Path]:
+        source = benchmark.questions(("image",), held_out=held_out)
+        assert isinstance(source, Questions)
+        assert source.pictures is not None
+        return source.pictures
+
+    keep_features(
         config.data.features,
-        pictures,
-        lambda name: stretched(read_image(pictures[name]), config.data.image_size),
-        jax.jit(lambda images: trunk(to_unit(images))),
+        photographs,
+        config.model.trunk,
+        config.pretrained.trunk,
+        config.data.image_size,
     )
 
 
@@ -106,14 +95,6 @@ def read_example(config: ConfigDict, words: Words, example: Mapping[str, Any]) -
     if "program" in example:
         arrays["program"] = STEP_TABLE.encode(example["program"], PROGRAM_LENGTH)
     return arrays
-
-
-def stretched(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
-    """A picture as a square, whatever its proportions, so that all of it is seen (as published)."""
-    if image.shape[:2] == (size, size):
-        return image
-    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
 
 
 class Explained(NamedTuple):
@@ -248,19 +229,6 @@ def probability_when_seen(
     mean = features.mean((1, 2), keepdims=True)
     said, _ = answer(model, jnp.where(seen[..., None], features, mean), batch)
     return jnp.take_along_axis(jax.nn.softmax(said.logits), answers[:, None], axis=1)[:, 0]
-
-
-def over_picture(
-    points: Float[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"]
-) -> UInt8[np.ndarray, "H W 3"]:
-    """A map in colours over a picture, at the picture's own size, as in figure 2.5."""
-    height, width = image.shape[:2]
-    scaled = Image.fromarray(np.float32(points / max(points.max(), 1e-12)))
-    heat = np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
-    colours = colormaps["inferno"](heat)[..., :3] * 255
-    grey = image.mean(-1, keepdims=True) * 0.5 + 64
-    share = 0.25 + 0.6 * heat[..., None]
-    return (share * colours + (1 - share) * grey).clip(0, 255).astype(np.uint8)
 
 
 def explained_pictures(config: ConfigDict) -> Callable[[PJX], dict[str, np.ndarray]]:

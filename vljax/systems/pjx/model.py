@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from vljax.models.answerers import Answer, Attention, ModuleNetwork, make_answer
 from vljax.models.explainer import Encoded, Explainer
 from vljax.models.fusion import Product
 from vljax.models.question import ProgramWriter, Question, QuestionEncoder, QuestionSizes
-from vljax.models.trunk import Convolutions, Recogniser, published_trunk
+from vljax.models.trunk import Convolutions, Recogniser, make_trunk
 from vljax.ops.fusion import l2_normalise
 from vljax.ops.pixels import to_unit
 from vljax.systems.pjx.recipe import TASKS
@@ -36,7 +35,7 @@ class PJX(nnx.Module):
         if config.task not in TASKS:
             raise UserError(f"task={config.task!r}: choose {' or '.join(map(repr, TASKS))}")
         fields, words = config.model, open_words(config)
-        self.trunk, channels = make_trunk(config, rngs=rngs)
+        self.trunk, channels = make_trunk(fields.trunk, config.pretrained.trunk, rngs=rngs)
         labels = len(open_benchmark(config.data).labels)
         self.recogniser = (
             Recogniser(channels, labels, rngs=rngs) if "recognise" in config.stages else None
@@ -98,33 +97,6 @@ def make_model(config: ConfigDict) -> PJX:
 def is_explained(config: ConfigDict) -> bool:
     """Whether the run has an explainer, or is for answers alone."""
     return not {"explain", "joint"}.isdisjoint(config.stages)
-
-
-def make_trunk(config: ConfigDict, *, rngs: nnx.Rngs) -> tuple[Any, int]:
-    """The trunk of the config and the channels of its features.
-
-    Raises:
-        UserError: an unknown kind.
-    """
-    fields = config.model.trunk
-    match fields.kind:
-        case "convolutions":
-            return Convolutions(fields.width, rngs=rngs), fields.width + 2
-        case "resnet50" | "resnet101" | "resnet152" | "clip":
-            return published_trunk(fields.kind, config.pretrained.trunk, rngs=rngs)
-        case "none":
-            if fields.channels < 1:
-                raise UserError(
-                    f"model.trunk.channels={fields.channels}: say how many channels the features "
-                    "in data.features have"
-                )
-            return None, fields.channels
-        case _:
-            raise UserError(
-                f"model.trunk.kind={fields.kind!r}: choose 'convolutions', one of 'resnet50', "
-                "'resnet101', 'resnet152' and 'clip' with pretrained.trunk, or 'none' with "
-                "features made once (data.features)"
-            )
 
 
 def features_of(model: PJX, batch: Mapping[str, Array]) -> Float[Array, "b h w c"]:

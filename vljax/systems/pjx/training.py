@@ -10,18 +10,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from vljax.data.benchmarks import open_benchmark
 from vljax.data.source import Transform
 from vljax.data.text.published import explanation_ids
 from vljax.errors import UserError
 from vljax.models.explainer import Encoded, Explainer
-from vljax.systems.pjx.method import explained_pictures, open_examples, read_example, stretched
+from vljax.systems.pjx.method import explained_pictures, open_examples, read_example
 from vljax.systems.pjx.model import PJX, answer, features_of
 from vljax.systems.pjx.words import Words, open_words
+from vljax.training.recognition import recognise
 from vljax.training.stage import Stage
 
 # The explainer that a stage teaches, and the texts that it learns to write.
@@ -50,7 +49,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         answering.append((r"trunk\.", 1.0))
     if config.task == "activity":
         answering[0] = (r"answerer\.", 1.0)
-    found = [_recognise(config)] if "recognise" in config.stages else []
+    found = [recognise(config)] if "recognise" in config.stages else []
     for name in names[1:]:
         if name not in config.stages:
             continue
@@ -76,39 +75,6 @@ def stages(config: ConfigDict) -> list[Stage]:
             )
         )
     return found
-
-
-def _recognise(config: ConfigDict) -> Stage:
-    """The stage in which the trunk learns what pictures show.
-
-    Raises:
-        UserError: the trunk is published, or the data has no classes.
-    """
-    benchmark = open_benchmark(config.data)
-    if config.model.trunk.kind != "convolutions" or not benchmark.labels:
-        raise UserError(
-            f"stages.recognise: model.trunk.kind={config.model.trunk.kind!r} on "
-            f"data.name={config.data.name!r} has nothing to learn there; leave the stage out"
-        )
-
-    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        image = stretched(example["image"], config.data.image_size)
-        return {"image": image, "shows": example["shows"]}
-
-    def loss(model: PJX, batch: Mapping[str, Array], key: Key[Array, ""]) -> Any:
-        assert model.recogniser is not None
-        logits = model.recogniser(features_of(model, batch))
-        loss = optax.sigmoid_binary_cross_entropy(logits, batch["shows"]).mean()
-        return loss, {"label_accuracy": ((logits > 0) == batch["shows"]).mean()}
-
-    return Stage(
-        name="recognise",
-        loss=loss,
-        train=[(r"(trunk|recogniser)\.", 1.0)],
-        source=benchmark.pictures(("image", "shows")),
-        transform=transform,
-        config=config.stages.recognise,
-    )
 
 
 def _transform(config: ConfigDict, words: Words, field: str | None) -> Transform:

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vljax.data.pictures.images import contact_sheet, read_image
+from vljax.data.pictures.maps import over_picture
 from vljax.data.scenes.programs import program
 from vljax.errors import UserError
 from vljax.request import Picture, option
@@ -18,7 +19,6 @@ from vljax.systems.pjx.method import (
     Explained,
     explain_batch,
     open_examples,
-    over_picture,
     read_example,
 )
 from vljax.systems.pjx.model import PJX

@@ -25,6 +25,7 @@ from vljax.data.text.vocabulary import learn_words
 from vljax.diffusion.process import make_process
 from vljax.doors import parse_config
 from vljax.systems import load_system, semani_diff, semani_trans, shape_guided
+from vljax.systems.captioner import method as captioner
 from vljax.systems.cdd_icm import method as cdd_icm
 from vljax.systems.pjx import method as pjx
 from vljax.systems.pjx.words import open_words
@@ -39,11 +40,12 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     *("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery", "cdd_icm_iclevr"),
     *("pjx_vqax", "pjx_actx", "semani_diff_coco", "semani_trans_cub"),
+    "captioner_coco",
 )
 # The published recipes of Shape-Guided and SeMani-Diff train nothing.
 PUBLISHED = (
     *("sdg_ffhq", "sdg_lsun", "voi_coco", "voi_django", "voi_gigaword", "voi_wmt16"),
-    *("cdd_icm_iclevr", "pjx_vqax", "semani_trans_cub"),
+    *("cdd_icm_iclevr", "pjx_vqax", "semani_trans_cub", "captioner_coco"),
 )
 
 
@@ -112,8 +114,21 @@ def birds(folder):
     train_tokenizer(["a line of words"], 520).save(folder / "tokenizer.json")
 
 
+def photographs(folder):
+    """A photograph's captions and features, as many as of the published ResNet."""
+    (folder / "features").mkdir(parents=True)
+    one = {"image_id": 1, "caption": "a line of words"}
+    told = {"images": [{"id": 1, "file_name": "picture.jpg"}], "annotations": [one]}
+    (folder / "annotations").mkdir()
+    for split in ("train2014", "val2014"):
+        (folder / "annotations" / f"captions_{split}.json").write_text(json.dumps(told))
+    features = np.zeros((2048, 14, 14), np.float32)
+    np.savez(folder / "features" / "picture.jpg.npz", x=features)
+
+
 DATA = {
     "semani_trans_cub": birds,
+    "captioner_coco": photographs,
     "pjx_vqax": questions,
     "sdg_ffhq": pictures,
     "sdg_lsun": lsun,
@@ -181,7 +196,7 @@ def test_steps_of_every_stage(opened, request):
     for stage in stages:
         fused = is_fused(lower_step(stage, skeleton, config))
         published = "published" in request.node.callspec.id
-        assert fused == (published and config.system != "pjx"), stage.name
+        assert fused == (published and config.system not in ("pjx", "captioner")), stage.name
 
 
 @pytest.mark.parametrize(
@@ -328,3 +343,21 @@ def test_manipulations_of_semani_trans(opened):
         given = (skeleton, known, text, edited, keys, keeps, how, network, passes)
         # A mask that differs by row is none that cuDNN's kernel takes.
         lower(method.draw, *given)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "captioner_coco", slow=False) + cases("published", "captioner_coco", slow=True),
+    indirect=True,
+)
+def test_captions_of_captioner(opened):
+    config, _, skeleton = opened
+    source = captioner.open_examples(config, held_out=True)
+    arrays = [captioner.read_example(config, source[0])]
+    for how in ({}, {"beams": 3}):
+        with pytest.MonkeyPatch.context() as patch:
+            lowered = lower_instead(patch, captioner, "write")
+            found = captioner.write_batch(skeleton, config, arrays, **how)
+        assert found.tokens.shape == (1, config.data.max_words + 1)
+        (program,) = lowered
+        assert not is_fused(program)

@@ -8,7 +8,10 @@ from urllib.parse import urlparse
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SYSTEMS = {"sdg", "voi", "shape_guided", "pjx", "cdd_icm", "semani_trans", "semani_diff"}
+SYSTEMS = {
+    *("sdg", "voi", "shape_guided", "pjx", "cdd_icm", "semani_trans", "semani_diff"),
+    "captioner",
+}
 FIELDS = {"title", "origin", "licence", "systems", "configs", "used_for", "files"}
 
 with (ROOT / "third_party" / "manifest.toml").open("rb") as stream:

@@ -11,6 +11,7 @@ Every score is in percent and for the whole corpus, and is the field's own progr
 | `accuracy` | texts that equal a reference word by word |
 | `cider` | CIDEr-D (Vedantam et al. 2015) by `pycocoevalcap` |
 | `coco_bleu`, `coco_rougeL` | COCO's BLEU-4 and ROUGE-L (recall counts 1.44 times precision) |
+| `coco_bleu1`, `coco_bleu2`, `coco_bleu3` | COCO's BLEU of shorter n-grams |
 | `meteor` | METEOR 1.5 (Denkowski and Lavie 2014); `pycocoevalcap` runs it in Java |
 | `spice` | SPICE (Anderson et al. 2016); likewise; of PJ-X's table 2.2 |
 
@@ -21,12 +22,16 @@ COCO's server splits words with a Java program and drops punctuation first. Here
 they are given: split with `vljax.data.text.captions.caption_words`.
 """
 
+import functools
 import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 References = Sequence[Sequence[str]]
 """For each prediction, one right text or more."""
@@ -157,20 +162,25 @@ def accuracy(predictions: Sequence[str], references: References) -> float:
 
 def cider(predictions: Sequence[str], references: References) -> float:
     """CIDEr-D; n-grams weigh by their rarity among the references given, hence needs many."""
+    return float(cider_scores(predictions, references).mean())
+
+
+def cider_scores(predictions: Sequence[str], references: References) -> Float[np.ndarray, " n"]:
+    """CIDEr-D of each prediction, whose mean is that of the corpus."""
     _need_coco()
     from pycocoevalcap.cider.cider import Cider
 
     right, told = _coco_form(predictions, references)
-    return 100 * float(Cider().compute_score(right, told)[0])
+    return 100 * np.asarray(Cider().compute_score(right, told)[1])
 
 
-def coco_bleu(predictions: Sequence[str], references: References) -> float:
-    """BLEU-4 as COCO's server computes it."""
+def coco_bleu(predictions: Sequence[str], references: References, order: int = 4) -> float:
+    """BLEU as COCO's server computes it, of n-grams up to an order."""
     _need_coco()
     from pycocoevalcap.bleu.bleu import Bleu
 
     right, told = _coco_form(predictions, references)
-    return 100 * float(Bleu(4).compute_score(right, told, verbose=0)[0][3])
+    return 100 * float(Bleu(order).compute_score(right, told, verbose=0)[0][order - 1])
 
 
 def coco_rouge_l(predictions: Sequence[str], references: References) -> float:
@@ -259,6 +269,7 @@ METRICS: dict[str, Callable[[Sequence[str], References], float]] = {
     "accuracy": accuracy,
     "cider": cider,
     "coco_bleu": coco_bleu,
+    **{f"coco_bleu{n}": functools.partial(coco_bleu, order=n) for n in (1, 2, 3)},
     "coco_rougeL": coco_rouge_l,
     "meteor": meteor,
     "spice": spice,
@@ -269,6 +280,12 @@ PROGRAMS = {
     **dict.fromkeys(("bleu", "bleu_13a", "ter"), "sacrebleu"),
     **dict.fromkeys(("rouge1", "rouge2", "rougeL"), "rouge-score"),
     "accuracy": "vljax",
-    **dict.fromkeys(("cider", "coco_bleu", "coco_rougeL", "meteor", "spice"), "pycocoevalcap"),
+    **dict.fromkeys(
+        (
+            *("cider", "coco_bleu", "coco_bleu1", "coco_bleu2", "coco_bleu3"),
+            *("coco_rougeL", "meteor", "spice"),
+        ),
+        "pycocoevalcap",
+    ),
 }
 """Whose program computes each metric; all but pycocoevalcap comes with vljax."""

@@ -7,7 +7,8 @@ CUB          images/<class>/<name>.jpg, text/<class>/<name>.txt (one caption a l
 Oxford-102   jpg/image_NNNNN.jpg, and {train,test}_img2caption.json {file: captions}; or
              text_c10/class_NNNNN/image_NNNNN.txt and {train,test}/filenames.pickle or
              {trainval,test}classes.txt
-COCO         <split>/<file>, and <split>_img2caption.json or annotations/captions_<split>.json
+COCO         <split>/<file>, and <split>_img2caption.json, annotations/captions_<split>.json, or
+             dataset_coco.json with Karpathy's splits
 ```
 
 Lists may have lost their line ends on the way (CRLF for LF). Pickles are read by an unpickler that
@@ -23,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vljax.data.pictures.features import Features
 from vljax.data.pictures.images import decode_image
 from vljax.data.source import CorruptExampleError, check_index, read_json
 from vljax.errors import UserError
@@ -36,20 +38,33 @@ class CaptionedPhotographs:
     Args:
         root: The folder.
         captions: By file, relative to the folder; each has at least one.
+        features: A folder of features (`vljax.data.pictures.features`) by the files' names: then
+            an example has `features` (float32 [c h w]) instead of `image`.
 
     Raises:
         UserError: there is none, or a file is not there.
     """
 
-    def __init__(self, root: Path, captions: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        captions: Mapping[str, Sequence[str]],
+        features: Folder | None = None,
+    ) -> None:
         self.root = str(root)
         self.paths = tuple(captions)
         self.captions = tuple(tuple(lines) for lines in captions.values())
         if not self.paths:
             raise UserError(f"{root} has no captioned photographs of this split: check the path")
         bare = [path for path, lines in captions.items() if not lines]
-        missing = [path for path in self.paths if not (root / path).is_file()]
-        for what, paths in (("are not there", missing), ("have no caption", bare)):
+        self.features = None if features is None else Features(Path(features).expanduser())
+        lacking = "are not there"
+        if self.features is None:
+            missing = [path for path in self.paths if not (root / path).is_file()]
+        else:
+            lacking = f"have no features in {features}"
+            missing = [path for path in self.paths if Path(path).name not in self.features]
+        for what, paths in ((lacking, missing), ("have no caption", bare)):
             if paths:
                 raise UserError(
                     f"{root}: {len(paths)} of {len(self.paths)} photographs {what}, the first is "
@@ -62,12 +77,25 @@ class CaptionedPhotographs:
         told = json.dumps([self.paths, self.captions])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """The photographs' files by their names without folders."""
+        return {Path(path).name: Path(self.root) / path for path in self.paths}
+
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         check_index(index, len(self))
         path = Path(self.root) / self.paths[index]
+        told = {"captions": list(self.captions[index]), "path": self.paths[index]}
+        if self.features is not None:
+            try:
+                return {"features": self.features[path.name], **told}
+            except UserError as error:
+                raise CorruptExampleError(
+                    f"example {index}: {error}, or set on_corrupt to 'skip'"
+                ) from error
         try:
             image = decode_image(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -76,11 +104,7 @@ class CaptionedPhotographs:
                 f"example {index} cannot be read: {path}: {reason}; replace or remove it, or set "
                 "on_corrupt to 'skip'"
             ) from error
-        return {
-            "image": image,
-            "captions": list(self.captions[index]),
-            "path": self.paths[index],
-        }
+        return {"image": image, **told}
 
 
 def open_cub(path: Folder, split: str) -> CaptionedPhotographs:
@@ -125,8 +149,17 @@ def open_oxford(path: Folder, split: str) -> CaptionedPhotographs:
     return CaptionedPhotographs(root, {f"jpg/{s}.jpg": read_lines(texts[s]) for s in stems})
 
 
-def open_coco_photographs(path: Folder, split: str) -> CaptionedPhotographs:
+def open_coco_photographs(
+    path: Folder, split: str, features: Folder | None = None
+) -> CaptionedPhotographs:
     """COCO's photographs of a split, such as `"train2014"`, with their captions as written.
+
+    Args:
+        path: The folder.
+        split: One of COCO's; or, where Karpathy's `dataset_coco.json` lies there, of his: `"train"`
+            (82,783 photographs), `"restval"`, `"val"` or `"test"` (5,000 each), or some of them
+            joined by `+`.
+        features: See `CaptionedPhotographs`; the photographs themselves are then not needed.
 
     Raises:
         UserError: the folder, the captions or a picture are missing.
@@ -134,7 +167,10 @@ def open_coco_photographs(path: Folder, split: str) -> CaptionedPhotographs:
     root = _folder(path, "COCO")
     listed = root / f"{split}_img2caption.json"
     if listed.is_file():
-        return CaptionedPhotographs(root, _under(split, _captions_by_file(listed)))
+        return CaptionedPhotographs(root, _under(split, _captions_by_file(listed)), features)
+    parted = root / "dataset_coco.json"
+    if parted.is_file() and {*split.split("+")} <= {"train", "restval", "val", "test"}:
+        return CaptionedPhotographs(root, _karpathy(parted, split.split("+")), features)
     file = root / "annotations" / f"captions_{split}.json"
     told = read_json(file, f"give COCO's captions of {split}, or {listed.name}")
     try:
@@ -144,7 +180,24 @@ def open_coco_photographs(path: Folder, split: str) -> CaptionedPhotographs:
             captions.setdefault(names[note["image_id"]], []).append(_plain(note["caption"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not COCO's caption file ({error!r}): give another") from error
-    return CaptionedPhotographs(root, _under(split, captions))
+    return CaptionedPhotographs(root, _under(split, captions), features)
+
+
+def _karpathy(path: Path, splits: Sequence[str]) -> dict[str, list[str]]:
+    """Captions by file of some of the splits of Karpathy and Fei-Fei (2015)."""
+    told = read_json(path, "give Karpathy's dataset_coco.json")
+    try:
+        return {
+            f"{image['filepath']}/{image['filename']}": [
+                _plain(sentence["raw"]) for sentence in image["sentences"]
+            ]
+            for image in told["images"]
+            if image["split"] in splits
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not Karpathy's file of splits ({error!r}): give another"
+        ) from error
 
 
 def read_names(path: Folder) -> list[str]:

@@ -55,6 +55,33 @@ class Reading:
     background: bool
 
 
+class NamedPair(NamedTuple):
+    """A kind of object that a text names by colour and shape, such as "red circle".
+
+    Attributes:
+        place: Of the shape's word; the colour's is before it.
+        colour: Of the object.
+        shape: Likewise.
+    """
+
+    place: int
+    colour: str
+    shape: str
+
+
+def named_pairs(words: Sequence[str]) -> list[NamedPair]:
+    """The kinds of objects that a text names, in order, whatever else it says.
+
+    Args:
+        words: Of the text, signs by themselves.
+    """
+    return [
+        NamedPair(i, words[i - 1], word)
+        for i, word in enumerate(words)
+        if i and word in SHAPES and words[i - 1] in COLOURS
+    ]
+
+
 def is_true(text: str, scene: Scene) -> bool:
     """Whether all of a text is understood and holds in a scene."""
     return read(text, scene).true

@@ -1,0 +1,126 @@
+"""What a person asks of a captioner: what a picture shows, and where it looked for each word."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vljax.data.pictures.images import contact_sheet, read_image
+from vljax.data.text.vocabulary import Vocabulary
+from vljax.errors import UserError
+from vljax.models.captioner import ATTENTIONS
+from vljax.request import Picture, option
+from vljax.systems import Result
+from vljax.systems.captioner.method import (
+    Written,
+    attention_strip,
+    open_examples,
+    read_example,
+    words_of,
+    write_batch,
+)
+from vljax.systems.captioner.model import Captioners, part_of
+from vljax.systems.captioner.words import open_words
+
+
+@dataclass(frozen=True)
+class Request:
+    """A caption of a picture, and where was looked for each of its words."""
+
+    image: Picture | None = option(None, help="the photograph to describe")
+    num_examples: int = option(4, low=1, help="without --image: held-out pictures to describe")
+    attention: str = option("soft", choices=ATTENTIONS, help="who writes: with attention or none")
+    beams: int = option(1, low=1, high=64, help="width of the search for the caption")
+    temperature: float = option(0.0, low=0.0, help="of drawing words; 0: the most probable ones")
+    top_k: int = option(0, low=0, help="draw from so many words; 0 for all")
+    top_p: float = option(1.0, low=0.0, high=1.0, help="draw words from this share")
+    seed: int = option(0, help="of drawing words")
+
+
+def generate(model: Captioners, config: ConfigDict, request: Request) -> Iterator[Result]:
+    """`attention_0.png`, …, each picture's strip; `captions.png`, a sheet; `captions.json`.
+
+    Raises:
+        UserError: the request cannot be.
+    """
+    part_of(model, request.attention)
+    how = decoding_of(request)
+    words, examples = open_words(config), _examples(config, request)
+    arrays = [read_example(config, one) for one in examples]
+    found = write_batch(
+        model, config, arrays, attention=request.attention, seed=request.seed, **how
+    )
+    told, rows = [], []
+    for i, example in enumerate(examples):
+        told.append(_told(words, example, found, i))
+        if "image" not in example:
+            continue
+        rows.append((told[i]["caption"], example["image"][None]))
+        if found.attention is not None:
+            strip = attention_strip(
+                example["image"],
+                words_of(words, found.tokens[i]),
+                found.attention[i],
+                found.gate[i],
+            )
+            settings = {"caption": told[i]["caption"]}
+            yield Result(f"attention_{i}.png", strip, told[i]["caption"], settings)
+    if len({pictures.shape for _, pictures in rows}) == 1:  # a sheet has pictures of one size
+        yield Result("captions.png", contact_sheet(rows, min_side=112), told[0]["caption"])
+    text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    yield Result("captions.json", text, "\n".join(one["caption"] for one in told))
+
+
+def decoding_of(request: Any) -> dict[str, Any]:
+    """How words are chosen, as `vljax.systems.captioner.method.write` takes it.
+
+    Raises:
+        UserError: one asks to search and to draw at once, or limits what is not drawn.
+    """
+    limits = (f"--top_k={request.top_k}", request.top_k > 0)
+    limits = limits if limits[1] else (f"--top_p={request.top_p:g}", request.top_p < 1)
+    if request.beams > 1 and request.temperature > 0:
+        raise UserError(
+            f"--beams={request.beams} searches and --temperature={request.temperature:g} draws: "
+            "give one of them"
+        )
+    if limits[1] and not request.temperature:
+        raise UserError(
+            f"{limits[0]} limits what is drawn, and nothing is: give --temperature, such as 1"
+        )
+    return {
+        "beams": request.beams,
+        "temperature": np.float32(request.temperature),
+        "top_k": np.int32(request.top_k),
+        "top_p": np.float32(request.top_p),
+    }
+
+
+def _examples(config: ConfigDict, request: Request) -> list[dict[str, Any]]:
+    """The photograph, or the first held-out examples with what people said of them."""
+    if request.image is None:
+        source = open_examples(config, ("captions",), held_out=True)
+        return [dict(source[i]) for i in range(min(request.num_examples, len(source)))]
+    if config.model.trunk.kind == "none":
+        raise UserError(
+            "--image: this model reads features that were made once; leave it out to describe "
+            "held-out examples"
+        )
+    return [{"image": read_image(request.image)}]
+
+
+def _told(words: Vocabulary, example: dict[str, Any], found: Written, i: int) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "caption": words.decode(found.tokens[i]),
+        "log_prob": round(float(found.log_prob[i]), 3),
+    }
+    if found.gate is not None:
+        by_word = words_of(words, found.tokens[i])
+        told["gates"] = [
+            [word, round(float(gate), 3)]
+            for word, gate in zip(by_word, found.gate[i], strict=False)
+        ]
+    return told | ({"people": list(example["captions"])} if "captions" in example else {})

@@ -221,3 +221,19 @@ def test_an_empty_text_is_judged_and_makes_every_metric_worse():
 
 def test_every_metric_has_a_program():
     assert metrics.PROGRAMS.keys() == metrics.METRICS.keys()
+
+
+def test_bleu_of_shorter_ngrams_and_the_cider_of_each_text():
+    texts, right = corpus(5, count=12)
+    orders = ("coco_bleu1", "coco_bleu2", "coco_bleu3", "coco_bleu", "cider")
+    scores, missing = text_scores(texts, right, orders)
+    if missing:
+        pytest.skip(f"{missing}")
+    # Of one text of four words with three right, in two runs: 3/4, then √(3/4 · 1/3).
+    one, two = (metrics.coco_bleu(["a b x d"], [["a b c d"]], order=n) for n in (1, 2))
+    assert one == pytest.approx(75, abs=1e-3)
+    assert two == pytest.approx(50, abs=1e-3)
+    assert list(scores.values())[:4] == sorted(list(scores.values())[:4], reverse=True)
+    each = metrics.cider_scores(texts, right)
+    assert each.shape == (12,)
+    assert each.mean() == pytest.approx(scores["cider"])

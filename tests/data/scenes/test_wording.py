@@ -11,6 +11,7 @@ from vljax.data.scenes import (
     captions,
     words,
 )
+from vljax.data.scenes.truth import named_pairs
 from vljax.data.scenes.world import place_name
 
 
@@ -35,6 +36,19 @@ def test_captions_are_true():
     assert captions(WORLDS[0], 5) == captions(WORLDS[0], 5)
     single = next(scene for scene in WORLDS if len(scene.objects) == 1)
     assert captions(single)[0] == f"a photo of a {single.objects[0].name}"
+
+
+def test_the_kinds_that_a_caption_names_are_found_with_their_places():
+    for k, scene in enumerate(WORLDS):
+        first, *_, full = (words(text) for text in captions(scene, k))
+        found = named_pairs(first)
+        assert sorted(f"{one.colour} {one.shape}" for one in found) == sorted(
+            thing.name for thing in scene.objects
+        )
+        assert [first[one.place] for one in found] == [one.shape for one in found]
+        names = {thing.name for thing in scene.objects}
+        assert {f"{one.colour} {one.shape}" for one in named_pairs(full)} == names
+    assert named_pairs(["star", "red", "the", "object", "is", "red"]) == []
 
 
 def test_single_object_captions_tell_scenes_apart():

@@ -14,8 +14,7 @@ data.image_size  scenes: side of the pictures
 data.scenes      scenes: arguments of `vljax.data.scenes.Scenes`
 data.annotations shape_prompts: its file of annotations
 data.pictures    vqa_v2 and its like: folder of the photographs, where it is not data.path
-data.features    vqa_v2 and its like, and pictures of coco: folder of features
-                 (`vljax.data.pictures.features`)
+data.features    vqa_v2 and its like, coco: folder of features (`vljax.data.pictures.features`)
 data.eval_split  what is held out of vqa_v2 and its like, and of cub, oxford102 and coco; by default
                  'val' (VQA), 'val2014' (coco) or 'test'
 ```
@@ -81,11 +80,6 @@ _TEXT_METRICS = {
         ("vqa_x", "act_x", "nlx"), ("coco_bleu", "meteor", "coco_rougeL", "cider", "spice")
     ),
 }
-
-
-_NO_FEATURES = (
-    "data.features is empty: give the folder of the pictures' features, or have them computed"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,12 +396,8 @@ class CocoBenchmark(TextBenchmark, CaptionedBenchmark):
 
     def pictures(self, fields: tuple[str, ...] = ("image",), *, held_out: bool = False) -> Source:
         """Photographs; or, where they are asked for, their `features` in `data.features`."""
-        if "features" not in fields:
-            return super().pictures(fields, held_out=held_out)
-        if not self.config.get("features", ""):
-            raise UserError(_NO_FEATURES)
         split = self._held_out() if held_out else self.config.split
-        return open_coco_photographs(self.config.path, split, self.config.features)
+        return open_coco_photographs(self.config.path, split, _features(self.config, fields))
 
     def _open(self, split: str) -> CaptionedPhotographs:
         return open_coco_photographs(self.config.path, split)
@@ -452,14 +442,20 @@ class QuestionsBenchmark(Benchmark):
         if held_out:
             usual = "val" if config.name in ("vqa_v1", "vqa_v2") else "test"
             split = config.get("eval_split", "") or usual
-        features = config.get("features", "")
-        if "features" in fields and not features:
-            raise UserError(_NO_FEATURES)
         return Questions(
             open_asked(config.name, config.path, split),
             pictures=(config.get("pictures", "") or config.path) if "image" in fields else None,
-            features=features if "features" in fields else None,
+            features=_features(config, fields),
         )
+
+
+def _features(config: ConfigDict, fields: tuple[str, ...]) -> str | None:
+    """The folder of features, where they are asked for."""
+    if "features" not in fields:
+        return None
+    if not config.get("features", ""):
+        raise UserError("data.features is empty: give a folder of features, or have them computed")
+    return config.features
 
 
 class DialoguesBenchmark(Benchmark):

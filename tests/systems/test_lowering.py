@@ -171,6 +171,7 @@ def is_fused(lowered):
 @pytest.mark.parametrize(
     "opened",
     cases("small", "sdg_ffhq", "shape_guided_coco", "pjx_vqax", "semani_diff_coco", slow=False)
+    + cases("small", "captioner_coco", slow=False)
     + cases("small", "semani_trans_cub", slow=False)
     + cases("shallow", "voi_django", slow=False),
     indirect=True,

@@ -15,6 +15,7 @@ from vljax.errors import UserError
 from vljax.marks import END, PAD, START
 from vljax.models.parameters import named_parameters
 from vljax.systems import captioner
+from vljax.systems.captioner import method
 from vljax.systems.captioner.method import attention_strip, open_examples, words_of
 from vljax.systems.captioner.training import caption_transform
 from vljax.systems.captioner.words import open_words
@@ -293,3 +294,33 @@ def test_the_form_of_coco_from_captions_to_scores(coco, monkeypatch):
     (coco / "features" / "COCO_val2014_000000000003.jpg.npz").unlink()
     with pytest.raises(UserError, match=r"1 of 1 photographs have no features in .*features"):
         open_examples(config, held_out=True)
+
+
+def test_a_published_trunk_makes_the_features_of_the_photographs_that_lack_them(coco, monkeypatch):
+    """Who makes them is tested with PJ-X's; here, of which photographs, and that they are read."""
+    config, _ = parse_config(
+        (
+            *("--config", f"{RECIPE}:{coco}", "--config.data.split=train+val"),
+            *("--config.model.trunk.kind=resnet152", "--config.pretrained.trunk=resnet.pth"),
+            f"--config.data.features={coco / 'made'}",
+        )
+    )
+    (coco / "val2014").mkdir()
+    for i in range(3):
+        picture(coco / "val2014", "red")
+        (coco / "val2014" / "red.png").rename(coco / f"val2014/COCO_val2014_{i:012d}.jpg")
+    asked = []
+
+    def keep(folder, find, trunk, weights, size):
+        asked.append((trunk.kind, weights, size))
+        Path(folder).mkdir()
+        for name, file in find().items():
+            assert file.is_file()
+            np.savez(Path(folder) / f"{name}.npz", x=np.ones((5, 2, 3), np.float32))
+
+    monkeypatch.setattr(method, "keep_features", keep)
+    source = open_examples(config, ("captions",))
+    assert asked == [("resnet152", "resnet.pth", 448)]
+    assert len(source) == 3
+    assert source[2]["features"].shape == (5, 2, 3)
+    assert method.read_example(config, source[2])["features"].shape == (2, 3, 5)

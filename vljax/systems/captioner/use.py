@@ -74,22 +74,21 @@ def generate(model: Captioners, config: ConfigDict, request: Request) -> Iterato
     yield Result("captions.json", text, "\n".join(one["caption"] for one in told))
 
 
-def decoding_of(request: Any) -> dict[str, Any]:
+def decoding_of(request: Request) -> dict[str, Any]:
     """How words are chosen, as `vljax.systems.captioner.method.write` takes it.
 
     Raises:
         UserError: one asks to search and to draw at once, or limits what is not drawn.
     """
-    limits = (f"--top_k={request.top_k}", request.top_k > 0)
-    limits = limits if limits[1] else (f"--top_p={request.top_p:g}", request.top_p < 1)
     if request.beams > 1 and request.temperature > 0:
         raise UserError(
             f"--beams={request.beams} searches and --temperature={request.temperature:g} draws: "
             "give one of them"
         )
-    if limits[1] and not request.temperature:
+    limit = f"--top_k={request.top_k}" if request.top_k else f"--top_p={request.top_p:g}"
+    if (request.top_k or request.top_p < 1) and not request.temperature:
         raise UserError(
-            f"{limits[0]} limits what is drawn, and nothing is: give --temperature, such as 1"
+            f"{limit} limits what is drawn, and nothing is: give --temperature, such as 1"
         )
     return {
         "beams": request.beams,

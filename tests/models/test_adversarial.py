@@ -7,7 +7,12 @@ import pytest
 from flax import nnx
 
 from vljax import pretrained
-from vljax.models.adversarial import PatchDiscriminator, hinge_loss, vqgan_loss
+from vljax.models.adversarial import (
+    PatchDiscriminator,
+    hinge_loss,
+    reconstruction_error,
+    vqgan_loss,
+)
 from vljax.models.parameters import named_parameters
 from vljax.models.vqgan import VQGAN
 
@@ -123,3 +128,10 @@ def test_without_a_discriminator(pictures):
     loss, metrics = jax.jit(vqgan_loss)(VQGAN(**SMALL, rngs=nnx.Rngs(0)), pictures[0])
     np.testing.assert_allclose(loss, metrics["error"] + metrics["codebook"], rtol=1e-6)
     assert 1 <= metrics["codes_used"] <= 8
+
+
+def test_squared_errors_are_added(pictures):
+    one, other = pictures
+    plain, both = (reconstruction_error(one, other, squared) for squared in (0.0, 4.0))
+    np.testing.assert_allclose(plain, np.abs(one - other).mean(), rtol=1e-5)
+    np.testing.assert_allclose(both - plain, 4 * np.square(one - other).mean(), rtol=1e-4)

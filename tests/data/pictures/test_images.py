@@ -343,3 +343,20 @@ def test_pixels_that_are_no_picture_are_refused(pixels, told):
     for read in (images.read_image, images.read_rgba):
         with pytest.raises(UserError, match=re.escape(told)):
             read(pixels)
+
+
+def test_random_squares_lie_within_and_have_the_share_asked_for():
+    """Every pixel tells where it was: squares are cut without resizing."""
+    rows, columns = np.mgrid[:40, :60]
+    image = np.stack([rows, columns, rows], axis=-1).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    whole = images.random_square(image, 40, 1.0, rng)
+    np.testing.assert_array_equal(whole[:, 0, 0], np.arange(40))
+    assert len({int(images.random_square(image, 40, 1.0, rng)[0, 0, 1]) for _ in range(30)}) > 5
+    sides = []
+    for _ in range(50):
+        square = images.random_square(image, 30, 0.5625, rng).astype(int)
+        assert square.shape == (30, 30, 3)
+        sides.append(square[-1, 0, 0] - square[0, 0, 0] + 1)
+    assert 29 <= min(sides) < 33
+    assert 37 < max(sides) <= 40

@@ -390,6 +390,20 @@ def test_impossible_fields_are_refused(change):
         semani_trans.stages(config)
 
 
+def test_codes_are_learnt_from_pictures_without_texts(tmp_path):
+    for name in ("one.png", "two.png"):
+        Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / name)
+    flags = ("--config.data.name=folder", f"--config.data.path={tmp_path}")
+    config = parse_config((*SMALL, *flags, "--config.data.least_crop=0.75"))[0]
+    with config.unlocked():
+        config.stages = {"vqgan": config.stages.vqgan}
+        config.data.held_out = 1
+    (stage,) = semani_trans.stages(config)
+    example = stage.transform(stage.source[0], np.random.default_rng(0))
+    assert example["image"].shape == (32, 32, 3)
+    assert stage.start is None
+
+
 def test_unknown_stages_are_refused(config):
     config = config.copy_and_resolve_references()
     with config.unlocked():

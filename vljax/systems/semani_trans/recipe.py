@@ -23,6 +23,8 @@ def get_config() -> ConfigDict:
             "split": "train",
             # What is judged, where the data has a choice; empty for the usual.
             "eval_split": "",
+            # Of a plain folder, from which codes alone are learnt: how many pictures to keep.
+            "held_out": 0,
             "image_size": 32,
             # Least share of a photograph that a random square keeps, and whether squares are
             # mirrored half the time.

@@ -64,12 +64,16 @@ def stages(config: ConfigDict) -> list[Stage]:
         raise UserError(f"data.least_crop={config.data.least_crop}: give a share up to 1")
     benchmark = open_benchmark(config.data)
     told = ("image", "captions", *(("entity_texts",) if config.data.entity_texts else ()))
-    pictures, texts = benchmark.pictures(), benchmark.pictures(told)
+    pictures = benchmark.pictures()
     codes = (pictures, picture_transform(config))
-    words = (texts, text_transform(config))
+
+    @functools.cache
+    def words() -> tuple:
+        # Made when a stage asks: codes alone are learnt from pictures without texts.
+        return benchmark.pictures(told), text_transform(config)
 
     def drawing(part: str, **how: bool) -> tuple:
-        return [(rf"{part}\.", 1.0)], drawing_loss(config, part, **how), *words
+        return [(rf"{part}\.", 1.0)], drawing_loss(config, part, **how), *words()
 
     clip, towers = [(r"clip\.(?!.*running_)", 1.0)], [(r"vqgan\.(?!quantize)", 1.0)]
     vqgan = [(r"vqgan\.", 1.0)]
@@ -77,7 +81,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         # Codes begin where encodings are, and are lost where these run away.
         vqgan.insert(0, (r"vqgan\.(encoder|quant_conv)\.", ENCODER_RATE))
     made: dict[str, Callable[[], tuple]] = {
-        "clip": lambda: (clip, clip_loss, *words),
+        "clip": lambda: (clip, clip_loss, *words()),
         "autoencoder": lambda: (towers, autoencoder_loss(config), *codes),
         "vqgan": lambda: (vqgan, codes_loss(config, False), *codes),
         "adversarial": lambda: (
@@ -89,7 +93,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         "plain": lambda: drawing("plain", vision=True),
         "language": lambda: drawing("transformer", semantic=True),
         "vision": lambda: drawing("transformer", semantic=True, vision=True),
-        "parallel": lambda: ([(r"parallel\.", 1.0)], filling_loss, *words),
+        "parallel": lambda: ([(r"parallel\.", 1.0)], filling_loss, *words()),
     }
     starts: dict[str, Callable[[SeManiTrans], SeManiTrans]] = {
         "plain": functools.partial(begun_as_transformer, part="plain"),
@@ -372,7 +376,8 @@ def reconstructions(config: ConfigDict) -> Callable[[SeManiTrans], dict[str, np.
     source = open_benchmark(config.data).pictures(held_out=True)
     rng = np.random.default_rng(config.seed)
     transform = picture_transform(config)
-    images = np.stack([transform(source[i], rng)["image"] for i in range(8)])
+    count = min(8, len(source))
+    images = np.stack([transform(source[i], rng)["image"] for i in range(count)])
 
     @jax.jit
     def reconstruct(model: SeManiTrans) -> UInt8[Array, "b s s 3"]:
@@ -381,7 +386,7 @@ def reconstructions(config: ConfigDict) -> Callable[[SeManiTrans], dict[str, np.
 
     def pictures(model: SeManiTrans) -> dict[str, np.ndarray]:
         both = np.concatenate([images, gather(reconstruct(model))])
-        return {"reconstructions": image_grid(both, columns=8)}
+        return {"reconstructions": image_grid(both, columns=count)}
 
     return pictures
 

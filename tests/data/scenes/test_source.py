@@ -65,7 +65,8 @@ def test_examples_have_the_documented_form():
         "edit_mask": ((s, s), np.bool_),
         "edit_image": ((s, s, 3), np.uint8),
     }
-    lists = {"captions", "entity_texts", "instructions", "justifications", "program"}
+    lists = {"captions", "entity_texts", "entity_words", "instructions"}
+    lists |= {"justifications", "program"}
     lists |= {"complement_justifications", "activity_justifications"}
     for i, example in enumerate(source):
         assert tuple(example) == FIELDS

@@ -25,6 +25,7 @@ from vljax.data.scenes.dialogues import Turn, dialogue
 from vljax.data.scenes.draws import Draws
 from vljax.data.scenes.edits import EDIT_KINDS, edit_requests
 from vljax.data.scenes.explanations import ACTIVITIES, activity
+from vljax.data.scenes.manipulations import entity_word
 from vljax.data.scenes.programs import ANSWERS, QUESTION_KINDS
 from vljax.data.scenes.questions import (
     QuestionAnswer,
@@ -58,7 +59,7 @@ _WORLD = (
     *("class_ids", "class_vector", "centres", "coordinates"),
 )
 _SHAPE = ("masks", "boxes", "keypoints")
-_TEXT = ("caption", "captions", "entity_texts")
+_TEXT = ("caption", "captions", "entity_texts", "entity_words")
 _QUESTION = (
     *("question", "answer", "answer_index", "justification", "evidence"),
     *("question_kind", "justifications", "program"),
@@ -136,6 +137,7 @@ class Scenes:
     | `keypoints` | float32 `(N, K, 3)`: x, y in pixels, flag 2 visible, 1 hidden, 0 none |
     | `caption`, `captions` | str, one of the wordings; list of all five |
     | `entity_texts` | list of str: each object and the background alone, "a red circle" |
+    | `entity_words` | list of str: what names each of them and no other, "circle" |
     | `question`, `answer`, `justification` | str |
     | `answer_index` | int32, into `ANSWERS` |
     | `evidence` | bool `(H, W)` |
@@ -300,6 +302,8 @@ class Scenes:
             made["caption"] = Draws(seed, 5).pick(made["captions"])
             made["entity_texts"] = [f"a {thing.name}" for thing in scene.objects]
             made["entity_texts"].append(f"a {scene.background.tone} background")
+            words = [entity_word(scene, i) for i in range(len(scene.objects))]
+            made["entity_words"] = [*words, "background"]
         if not wanted.isdisjoint((*_QUESTION, *_COMPLEMENT)):
             asked = question_answer(scene, self.image_size, seed, self.question_kinds)
             made |= self._question(asked) | {"justification": asked.justification}

@@ -96,7 +96,7 @@ def get_config() -> ConfigDict:
     # ('bilinear' or 'max'), and the fewest codes of an entity.
     config.alignment = {
         "prompt": "a photo of a {}",
-        "threshold": 0.3,
+        "threshold": 0.32,
         "resize": "bilinear",
         "least": 1,
     }
@@ -112,7 +112,7 @@ def get_config() -> ConfigDict:
     }
     muon: dict[str, Any] = {"name": "muon", "learning_rate": 3e-3}
     config.stages = {
-        "clip": get_stage_config(64, 300, **muon),
+        "clip": get_stage_config(32, 600, name="muon", learning_rate=6e-3),
         "autoencoder": get_stage_config(8, 800, name="muon", learning_rate=1e-2),
         "vqgan": get_stage_config(8, 800, ema_decay=0.99, **muon),
         "pretrain": get_stage_config(32, 800, **muon),

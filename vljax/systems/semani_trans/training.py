@@ -16,7 +16,7 @@ from vljax.data.pictures.images import flip_horizontal, image_grid, random_squar
 from vljax.data.source import Source, Transform
 from vljax.errors import UserError
 from vljax.models.adversarial import reconstruction_error, vqgan_loss
-from vljax.models.alignment import inner_tokens
+from vljax.models.alignment import mask_to_grid, own_pieces
 from vljax.models.clip import CLIP
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.models.token_transformer import Logits, TokenTransformer
@@ -63,7 +63,8 @@ def stages(config: ConfigDict) -> list[Stage]:
     if not 0 < config.data.least_crop <= 1:
         raise UserError(f"data.least_crop={config.data.least_crop}: give a share up to 1")
     benchmark = open_benchmark(config.data)
-    told = ("image", "captions", *(("entity_texts",) if config.data.entity_texts else ()))
+    entities = ("entity_texts", "entity_words", "masks") if config.data.entity_texts else ()
+    told = ("image", "captions", *entities)
     pictures = benchmark.pictures()
     codes = (pictures, picture_transform(config))
 
@@ -141,18 +142,37 @@ def picture_transform(config: ConfigDict) -> Transform:
 
 
 def text_transform(config: ConfigDict) -> Transform:
-    """Beside the picture one of its texts: `text` for the Transformer, `tokens` for CLIP."""
-    picture, tokenizer = picture_transform(config), make_tokenizer(config)
-    lengths = config.model.transformer.text_length, config.model.clip.context_length
+    """Beside the picture one of its texts, `text` for the Transformer, and what CLIP learns.
+
+    A share `data.entity_texts` of the texts are of one entity alone, an object or the background;
+    half of the time CLIP reads the word for it instead, as alignment asks. `tokens` are CLIP's,
+    `own` marks those that count in alignment: all words of a text, or of a prompt the word itself;
+    `region` [g·g] marks the patches that they are of.
+    """
+    picture, tokenizer, fields = picture_transform(config), make_tokenizer(config), config.model
+    grid = (fields.clip.image_size // fields.clip.get("patch_size", fields.clip.image_size),) * 2
+    length, prompt = fields.clip.context_length, config.alignment.prompt
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         alone = rng.random() < config.data.entity_texts
         texts = example["entity_texts" if alone else "captions"]
-        text = texts[rng.integers(len(texts))]
+        chosen = rng.integers(len(texts))
+        tokens = tokenizer([texts[chosen]], length, warn=False)
+        place = np.arange(length)[None]
+        own, region = (place > 0) & (place < tokens.argmax()), np.ones(grid, bool)
+        if alone:
+            masks = example["masks"]
+            last = chosen == len(texts) - 1
+            region = mask_to_grid(~masks.any(0) if last else masks[chosen], grid, "max")
+            if rng.random() < 0.5:
+                word = example["entity_words"][chosen]
+                tokens, own = own_pieces(tokenizer, word, length, prompt)
         return {
             **picture(example, rng),
-            "text": tokenizer.plain([text], lengths[0], warn=False)[0],
-            "tokens": tokenizer([text], lengths[1], warn=False)[0],
+            "text": tokenizer.plain([texts[chosen]], fields.transformer.text_length, warn=False)[0],
+            "tokens": tokens[0],
+            "own": own[0],
+            "region": region.reshape(-1),
         }
 
     return transform
@@ -162,16 +182,17 @@ def text_transform(config: ConfigDict) -> Transform:
 
 
 def clip_loss(model: SeManiTrans, batch: dict, key: Key[Array, ""]) -> tuple[Array, Metrics]:
-    """Pictures and texts as wholes (Radford et al. 2021) and token by token (FILIP).
+    """Pictures and texts as wholes (Radford et al. 2021), and what texts are of token by token.
 
-    The one guides the Transformer, the other tells what a word names.
+    The one guides the Transformer, the other tells what a word names: FILIP's late interaction, of
+    the patches of an entity alone where the text is of one.
     """
     clip, tokens = model.clip, batch["tokens"]
     scale = clip_scale(clip.logit_scale[...])
     seen = clip.image_tokens(to_unit(batch["image"]), whole=True)
     whole = contrastive_loss(seen[:, 0], clip.encode_text(tokens), scale)
     told = clip.text_tokens(tokens)
-    parts = late_interaction_loss(seen[:, 1:], told, scale, None, inner_tokens(tokens))
+    parts = late_interaction_loss(seen[:, 1:], told, scale, batch["region"], batch["own"])
     return whole + parts, {"whole": whole, "tokens": parts, "scale": scale}
 
 

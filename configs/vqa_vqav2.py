@@ -9,7 +9,15 @@ is stacked attention, 0 is none; `fusion` one of eight), 'film', 'relation', 'co
 'bilinear' and 'modules'. Its first stage, the trunk, is the same for all: where one run has it,
 another takes it from there by `--config.pretrained.trunk=runs/vqa/weights/recognise.safetensors`
 and the same of `recogniser`. The second runs the published setting on VQA v2's files and
-ResNet-152's features.
+ResNet-152's features; it has not been run here. Expected on scenes, percent right of 2,000 examples
+of one seed, 3 CPU minutes after the trunk's 5:
+
+| kind | all | colour | shape | count | exist | relation | background |
+|---|---|---|---|---|---|---|---|
+| attention | 75.0 ± 1.0 | 64 ± 3 | 75 ± 2 | 83 ± 2 | 72 ± 2 | 47 ± 3 | 100 |
+| attention, `rounds` = 0 | 71.8 ± 1.0 | 63 ± 3 | 57 ± 3 | 68 ± 3 | 85 ± 2 | 49 ± 3 | 100 |
+
+The other kinds have not been trained to numbers.
 """
 
 from ml_collections import ConfigDict

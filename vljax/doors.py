@@ -1,4 +1,4 @@
-"""What the doors (`train`, `generate`, `evaluate`) share: flags, JAX's start, how errors end."""
+"""What the doors share: flags, JAX's start, loading a model, how errors end."""
 
 import argparse
 import contextlib
@@ -150,11 +150,28 @@ def open_run(
     if args.out is None and workdir is None:
         raise UserError("--out is missing: give a folder for the results")
 
+    model = open_model(argv, system, config, workdir)
+    return Run(system, config, model, asked, args.out or workdir / folder)
+
+
+def open_model(
+    argv: Sequence[str], system: System, config: ConfigDict, workdir: Path | None
+) -> Any:
+    """Start JAX, and load a model with a run's weights, or published ones.
+
+    Args:
+        argv: The arguments, which a mistake names.
+        system: Whose model it is.
+        config: Its config.
+        workdir: The run, or None for published weights alone.
+
+    Raises:
+        UserError: no model can be built of the config, or weights are nowhere or damaged.
+    """
     start_jax(config, distributed=False)
     with explaining(argv):
         skeleton = jax.eval_shape(lambda: system.make_model(config))
-        model = weights.load_model(skeleton, config, workdir)
-    return Run(system, config, model, asked, args.out or workdir / folder)
+        return weights.load_model(skeleton, config, workdir)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

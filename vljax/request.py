@@ -20,7 +20,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -160,6 +160,53 @@ def from_flags(request: type[R], flags: argparse.Namespace) -> R:
     made = request(**values)
     check(made)
     return made
+
+
+def from_texts(request: type[R], texts: Mapping[str, Sequence[str | np.ndarray]]) -> R:
+    """The request that a filled form makes, checked.
+
+    Args:
+        request: Its dataclass.
+        texts: For each field that is filled, its values: of pictures their pixels, of switches
+            "on", else texts. A field whose texts are all empty keeps its default.
+
+    Raises:
+        UserError: there is no such field, or a value has the wrong type or is out of its range.
+    """
+    fields = {one.name: one for one in options(request)}
+    values: dict[str, Any] = {}
+    for name, given in texts.items():
+        if name not in fields:
+            raise UserError(f"--{name}: there is no such field; choose among {', '.join(fields)}")
+        one = fields[name]
+        # A text of nothing else than spaces is somebody's empty field too.
+        found = [_typed(one, text) for text in given if not isinstance(text, str) or text.strip()]
+        if found:
+            values[name] = tuple(found) if one.many else found[-1]
+    made = request(**values)
+    check(made)
+    return made
+
+
+def _typed(one: Option, text: str | np.ndarray) -> Any:
+    """A form's text as a value of a field's type."""
+    if one.type == Picture:
+        if isinstance(text, str):
+            raise UserError(f"--{one.name}={text}: give a picture's pixels")
+        return text
+    if isinstance(text, np.ndarray):
+        raise UserError(f"--{one.name}: give a text, not a picture")
+    if one.type in (str, File):
+        return text
+    if one.type is bool:
+        if text not in ("on", "off"):
+            raise UserError(f"--{one.name}={text}: give on or off")
+        return text == "on"
+    try:
+        return one.type(text)
+    except ValueError as error:
+        kind = "a whole number" if one.type is int else "a number"
+        raise UserError(f"--{one.name}={text}: give {kind}") from error
 
 
 def check(request: Any) -> None:

@@ -14,6 +14,8 @@ and the repeats are dropped here.
 """
 
 import contextlib
+import contextvars
+import functools
 import itertools
 import math
 import threading
@@ -71,8 +73,27 @@ def report_to(
 
 
 @contextlib.contextmanager
+def shown_to(watcher: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Have the bars of this thread tell a watcher instead of being drawn.
+
+    Args:
+        watcher: Called with a bar's description, the steps done and all steps, as `report_to`
+            calls its listener. What it raises ends the run with a runtime error of JAX.
+    """
+    before = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
+
+
+@contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
-    """Show a `rich` bar with the steps done and the time left, for one run."""
+    """Show a `rich` bar with the steps done and the time left, for one run (see `shown_to`)."""
+    if (watcher := _watcher.get()) is not None:
+        with report_to(functools.partial(watcher, description)) as progress:
+            yield progress
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -146,6 +167,10 @@ class _Listener:
 # The one register between compiled programs and the host: a token leads to its listener.
 _listeners: dict[int, _Listener] = {}
 _tokens = itertools.count(1)
+# Who watches the bars of a thread.
+_watcher: contextvars.ContextVar[Callable[[str, int, int], None] | None] = contextvars.ContextVar(
+    "watcher", default=None
+)
 
 
 def _dispatch(message: Int[Array, "3"]) -> np.ndarray:

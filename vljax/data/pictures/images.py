@@ -279,15 +279,12 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def write_png(
-    path: str | os.PathLike[str],
-    image: UInt8[np.ndarray, "h w 3"],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a PNG whole or not at all, making its folder when missing.
+def encode_png(
+    image: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """A PNG file in memory.
 
     Args:
-        path: Where to write; an existing file is replaced only once the new one is complete.
         image: uint8 RGB [h, w, 3], or grey [h, w].
         metadata: Text fields (prompt, seed, …) that image viewers show and that
             `PIL.Image.open(path).text` reads back; any Unicode text.
@@ -297,10 +294,26 @@ def write_png(
         image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
     ):
         raise ValueError(
-            f"write_png takes uint8 [h, w, 3] or [h, w], got {image.dtype} {list(image.shape)}"
+            f"encode_png takes uint8 [h, w, 3] or [h, w], got {image.dtype} {list(image.shape)}"
         )
     text = PngImagePlugin.PngInfo()
     for name, value in (metadata or {}).items():
         text.add_itxt(name, value)
-    with files.replacing(path) as partial, partial.open("wb") as file:
-        Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=text)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=text)
+    return file.getvalue()
+
+
+def write_png(
+    path: str | os.PathLike[str],
+    image: UInt8[np.ndarray, "h w 3"],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a PNG whole or not at all, making its folder when missing; see `encode_png`.
+
+    Args:
+        path: Where to write; an existing file is replaced only once the new one is complete.
+        image: uint8 RGB [h, w, 3], or grey [h, w].
+        metadata: Text fields.
+    """
+    files.write(path, encode_png(image, metadata))

@@ -166,7 +166,7 @@ def make_app(rooms: Sequence[Room], token: str = "") -> Starlette:
         ],
         exception_handlers={
             UserError: lambda _, error: _wrong(400, without_paths(str(error))),
-            HTTPException: lambda _, error: _wrong(error.status_code, error.detail),  # type: ignore[attr-defined]
+            HTTPException: lambda _, error: _wrong(error.status_code, error.detail),
             Exception: lambda *_: _wrong(500, "this went wrong; the server's console says why"),
         },
         lifespan=lifespan,

@@ -243,7 +243,11 @@ def _draw(job: Job) -> None:
             if len(job.files) >= MOST_RESULTS:
                 raise UserError(f"the page shows at most {MOST_RESULTS} results: ask for fewer")
             job.files.append((_NAME.sub("_", result.name), kind, data))
-            about = {"name": job.files[-1][0], "label": result.label, "settings": settings}
+            about: dict[str, Any] = {
+                "name": job.files[-1][0],
+                "label": result.label,
+                "settings": settings,
+            }
             about |= {"height": size[0], "width": size[1], "picture": kind == "image/png"}
             job.results.append(about)
             job.changed()

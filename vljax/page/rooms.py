@@ -52,6 +52,11 @@ class Field:
         return self.option.name.replace("_", " ")
 
     @property
+    def help(self) -> str:
+        """What it does; other fields by their labels instead of their flags."""
+        return re.sub(r"--([a-z]\w*)", lambda found: found[1].replace("_", " "), self.option.help)
+
+    @property
     def example(self) -> str:
         """A value that its help names, or nothing."""
         found = re.search(r'such as "([^"]+)"', self.option.help)
@@ -89,16 +94,21 @@ def fields(request: type) -> list[Field]:
         elif one.type is str:
             kind = "text"
         else:
-            # A slider always stands somewhere: it is for what has a value of its own.
-            ends = one.low is not None and one.high is not None and one.default is not None
-            kind = "slider" if ends and one.high - one.low <= MOST_COUNT else "number"
+            kind = "slider" if 0 < _reach(one) <= MOST_COUNT else "number"
         step = "any"
         if one.type is int:
             step = "1"
         elif kind == "slider":
-            step = f"{10 ** math.floor(math.log10((one.high - one.low) / 50)):g}"
+            step = f"{10 ** math.floor(math.log10(_reach(one) / 50)):g}"
         made.append(Field(one, kind, says, paints, step))
     return made
+
+
+def _reach(one: Option) -> float:
+    """How far a slider would go; 0 for what has no ends, or no value of its own to stand at."""
+    if one.low is None or one.high is None or one.default is None:
+        return 0
+    return one.high - one.low
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,9 @@ class Room:
 
     @property
     def about(self) -> str:
-        """What can be asked here, in a line."""
-        return (inspect.getdoc(self.system.request) or "").partition("\n")[0]
+        """What can be asked here: the first sentence of the request's docstring."""
+        line = (inspect.getdoc(self.system.request) or "").partition("\n")[0]
+        return line.partition(". ")[0].removesuffix(".") + "."
 
     @property
     def fields(self) -> list[Field]:
@@ -153,7 +164,7 @@ class Room:
                 texts[name] = [picture(key) for key in given if key]
             else:
                 texts[name] = list(given)
-        asked = from_texts(self.system.request, texts)
+        asked: Any = from_texts(self.system.request, texts)
         for one in form.values():
             value = getattr(asked, one.name)
             counts = one.type is int and not one.many and one.low is not None and one.high is None

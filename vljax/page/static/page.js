@@ -47,7 +47,7 @@ function showPicture(one, key) {
     picture.src = `/uploads/${key}`;
     picture.alt = `${one.dataset.name.replaceAll("_", " ")}, as given`;
   } else picture.removeAttribute("src");
-  one.querySelector(".drop span").textContent = key ? "another" : one.dataset.kind === "mask" ? "or give a mask" : "Choose or drop a picture";
+  one.querySelector(".drop span").textContent = key ? "another" : one.dataset.kind === "mask" ? "Give a mask; or a picture, and paint on it" : "Choose or drop a picture";
   if (one.dataset.kind === "mask" && key) easels.get(one)?.load(`/uploads/${key}`);
   for (const [mask, easel] of easels)
     if (mask.dataset.paints === one.dataset.name) easel.show(key ? `/uploads/${key}` : "");
@@ -160,6 +160,8 @@ async function draw() {
     jobs = [job, ...jobs].slice(0, 40);
     remember();
     open(job);
+    // On a narrow screen what comes is below the form.
+    if (window.innerWidth <= 800) $("results").scrollIntoView({ block: "start" });
   } catch (error) { complain(error.message); }
 }
 

@@ -138,7 +138,7 @@ class ShowAttendAndTell(nnx.Module):
     - e_i = w · tanh(keys(a_i) + U h), α = softmax e (equations 4 to 6), keys = tanh(W a_i + b);
     - z = β Σ α_i a_i (equation 13), β = σ(f h) (section 4.2.1);
     - h, c = LSTM([E y, z], h, c) (equations 1 to 3);
-    - log p ∝ L_o (E y + L_h h + L_z z) (equation 7).
+    - p ∝ exp L_o (E y + L_h h + L_z z) (equation 7).
 
     Args:
         words: Number of words.

@@ -51,9 +51,9 @@ def get_config() -> ConfigDict:
     config.stages = {
         # What a picture shows, to begin with: a trunk that starts from nothing has no photographs
         # behind it.
-        "recognise": get_stage_config(2_000, learning_rate=3e-3),
-        "caption": get_stage_config(1_500, learning_rate=3e-3),
-        "caption_without_attention": get_stage_config(1_500, learning_rate=3e-3),
+        "recognise": get_stage_config(1_500, learning_rate=3e-3),
+        "caption": get_stage_config(1_200, learning_rate=3e-3),
+        "caption_without_attention": get_stage_config(1_200, learning_rate=3e-3),
     }
     config.pretrained = {"trunk": "", "recogniser": "", "soft": "", "none": ""}
     config.samples = {"count": 4}

@@ -75,6 +75,8 @@ def test_no_import_runs_up():
     wrong = []
     for file in FILES:
         room = place(file)[0]
+        if room == "__init__":
+            continue  # the package's own names load what they name when they are asked for
         for module in imports(file):
             other = module[0]
             allowed = {room, "__version__", *BESIDE.get(room, ())}

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vljax.errors import UserError
+from vljax.models.arguments import keeps_arguments
 from vljax.models.blocks import Downsample, Level, PixelAttention, ResnetBlock, Upsample
 from vljax.models.layers import Conv, GroupNorm
 from vljax.models.remat import rematerialised
@@ -161,6 +162,7 @@ class Decoder(nnx.Module):
         return jax.nn.silu(self.conv_norm_out(h))
 
 
+@keeps_arguments
 class AutoencoderKL(nnx.Module):
     """Stable Diffusion's autoencoder.
 

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
+from vljax.models.arguments import keeps_arguments
 from vljax.models.clip_towers import (
     Transformer,
     VisionTransformer,
@@ -65,6 +66,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 Tensors = dict[str, np.ndarray]
 
 
+@keeps_arguments
 class TextTransformer(nnx.Module):
     """CLIP's text tower up to its last norm.
 
@@ -132,7 +134,13 @@ class TextTransformer(nnx.Module):
         """
         return _openai_names(tensors)
 
+    @staticmethod
+    def folder_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
+        """Our tensors, in the published layout, by the names of `transformers`."""
+        return _transformers_names(tensors)
 
+
+@keeps_arguments
 class CLIP(TextTransformer):
     """Both towers and the learned temperature.
 
@@ -283,26 +291,30 @@ class CLIP(TextTransformer):
         return (hidden @ self.text_projection[...].astype(hidden.dtype)).astype(jnp.float32)
 
 
-# Hugging Face's words and OpenAI's, in the order in which they are replaced.
-_TRANSFORMERS_NAMES = (
+# How names begin in Hugging Face's words and in OpenAI's, and what their layers are called.
+_PLACES = (
     ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_model.embeddings.", ""),
+    ("text_model.embeddings.token_embedding.", "token_embedding."),
     ("text_model.final_layer_norm.", "ln_final."),
     ("text_model.encoder.layers.", "transformer.resblocks."),
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
     ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
-    ("vision_model.embeddings.", "visual."),
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
     ("vision_model.pre_layrnorm.", "visual.ln_pre."),
     ("vision_model.post_layernorm.", "visual.ln_post."),
     ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
+    ("visual_projection.weight", "visual.proj"),
+    ("text_projection.weight", "text_projection"),
+)
+_LAYERS = (
     (".self_attn.", ".attn."),
     (".layer_norm1.", ".ln_1."),
     (".layer_norm2.", ".ln_2."),
     (".mlp.fc1.", ".mlp.c_fc."),
     (".mlp.fc2.", ".mlp.c_proj."),
-    ("visual_projection.weight", "visual.proj"),
-    ("text_projection.weight", "text_projection"),
 )
+# Hugging Face keeps the two projections as linear layers, OpenAI as bare matrices.
+_PROJECTIONS = ("visual_projection.weight", "text_projection.weight")
 # Under which OVSeg keeps its CLIP, in OpenAI's names and with the mask prompt.
 _OVSEG = "clip_adapter.clip_model."
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
@@ -320,10 +332,9 @@ def _openai_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
         # Since version 5 `transformers` writes a lone text tower without the prefix.
         if name.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
             name = f"text_model.{name}"
-        # Hugging Face keeps the two projections as linear layers, OpenAI as bare matrices.
-        if name in ("visual_projection.weight", "text_projection.weight"):
+        if name in _PROJECTIONS:
             tensor = tensor.T
-        for theirs, ours in _TRANSFORMERS_NAMES:
+        for theirs, ours in _PLACES + _LAYERS:
             name = name.replace(theirs, ours)
         renamed[name] = tensor
     for kind in ("weight", "bias"):
@@ -334,4 +345,23 @@ def _openai_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
             if all(part in renamed for part in parts):
                 joint = np.concatenate([renamed.pop(part) for part in parts])
                 renamed[f"{block}.attn.in_proj_{kind}"] = joint
+    return renamed
+
+
+def _transformers_names(tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """See `TextTransformer.folder_names`."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in _PLACES:
+            if name.startswith(ours):
+                name = theirs + name.removeprefix(ours)
+                break
+        for theirs, ours in _LAYERS:
+            name = name.replace(ours, theirs)
+        block, joint, kind = name.partition(".self_attn.in_proj_")
+        if joint:
+            for letter, part in zip("qkv", np.split(tensor, 3), strict=True):
+                renamed[f"{block}.self_attn.{letter}_proj.{kind}"] = part
+        else:
+            renamed[name] = tensor.T if name in _PROJECTIONS else tensor
     return renamed

@@ -27,6 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
+from vljax.models.arguments import keeps_arguments
 from vljax.models.clip import CLIP
 from vljax.models.clip_towers import VisionTransformer
 from vljax.models.layers import Conv, LayerNorm, Linear, apply, fan_in_uniform
@@ -176,6 +177,7 @@ class MaskDecoder(nnx.Module):
         return x[..., 0]
 
 
+@keeps_arguments
 class CLIPSeg(nnx.Module):
     """`model(images, tokens)` gives a logit per pixel: does it belong to what the text names?
 
@@ -194,9 +196,16 @@ class CLIPSeg(nnx.Module):
         conditional_layer: The decoder layer, from 0, before which the text comes in.
         refined: Enlarge in two learned steps, as `clipseg-rd64-refined` does, not in one.
         input_size: Side at which pictures of any size are shown to the model.
+        image_size: Side of the pictures that the positional embedding was made for; pictures of
+            other sides use it resampled.
+        text_width: See `CLIP`, as of all that follow.
+        text_layers: See there.
+        context_length: See there.
+        vocabulary_size: See there.
+        head_channels: See there.
+        activation: See there.
+        remat: See there.
         dtype: Compute dtype; logits are float32 whatever it is.
-        towers: Further arguments of `CLIP`. Its `image_size` is the side of the pictures that the
-            positional embedding was made for; pictures of other sides use it resampled.
         rngs: Where the initial weights come from.
 
     Raises:
@@ -217,9 +226,16 @@ class CLIPSeg(nnx.Module):
         conditional_layer: int = 0,
         refined: bool = True,
         input_size: int = 352,
+        image_size: int,
+        text_width: int,
+        text_layers: int,
+        context_length: int = 77,
+        vocabulary_size: int = 49_408,
+        head_channels: int = 64,
+        activation: str = "quick_gelu",
+        remat: bool | str = "off",
         dtype: str = "float32",
         rngs: nnx.Rngs,
-        **towers: Any,
     ) -> None:
         extract_layers = tuple(extract_layers)
         ordered = sorted(set(extract_layers))
@@ -259,9 +275,16 @@ class CLIPSeg(nnx.Module):
             vision_layers=vision_layers,
             vision_width=vision_width,
             patch_size=patch_size,
+            image_size=image_size,
+            text_width=text_width,
+            text_layers=text_layers,
+            context_length=context_length,
+            vocabulary_size=vocabulary_size,
+            head_channels=head_channels,
+            activation=activation,
+            remat=remat,
             dtype=dtype,
             rngs=rngs,
-            **towers,
         )
         self.decoder = MaskDecoder(
             vision_width=vision_width,

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
+from vljax.models.arguments import keeps_arguments
 from vljax.models.blocks import Downsample, GatedFeedForward, Level, ResnetBlock, Upsample
 from vljax.models.control import Control, Place, plain
 from vljax.models.layers import Conv, GroupNorm, LayerNorm, Linear, timestep_embedding
@@ -138,6 +139,7 @@ class SpatialTransformer(nnx.Module):
         return x + self.proj_out(h).reshape(x.shape), records
 
 
+@keeps_arguments
 class ConditionalUNet(nnx.Module):
     """Stable Diffusion's U-Net.
 

@@ -29,6 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vljax.errors import UserError
+from vljax.models.arguments import keeps_arguments
 from vljax.models.layers import Conv, Linear, apply, fresh_norm
 from vljax.models.remat import rematerialised
 from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise, to_levels
@@ -112,6 +113,7 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(h + x)
 
 
+@keeps_arguments
 class ResNet(nnx.Module):
     """`trunk(x)` maps normalised pictures [b h w 3] to features [b h/32 w/32 32·width].
 
@@ -213,6 +215,21 @@ class ResNet(nnx.Module):
             and (self.fc is not None or not name.startswith("fc."))
         }
 
+    def folder_names(self, tensors: Mapping[str, np.ndarray]) -> Tensors:
+        """Our tensors, in the published layout, by the names of `transformers`.
+
+        PyTorch's norms also count the batches that they have seen: none.
+        """
+        prefix = "" if self.fc is None else "resnet."
+        renamed: Tensors = {}
+        for name, tensor in tensors.items():
+            name = _transformers_name(name, prefix)
+            renamed[name] = tensor
+            if name.endswith(".running_var"):
+                counter = name.replace(".running_var", ".num_batches_tracked")
+                renamed[counter] = np.zeros((), np.int64)
+        return renamed
+
 
 _TRANSFORMERS_BLOCK = re.compile(
     r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:layer\.(\d)|(shortcut))\.(convolution|normalization)"
@@ -233,6 +250,23 @@ def _torchvision_name(name: str) -> str:
             part = f"{'bn' if kind == 'normalization' else 'conv'}{int(layer) + 1}"
         name = f"layer{int(group) + 1}.{block}.{part}{name[match.end() :]}"
     return name
+
+
+_BLOCK = re.compile(r"layer(\d)\.(\d+)\.(?:(conv|bn)(\d)|downsample\.(\d))\.")
+
+
+def _transformers_name(name: str, prefix: str) -> str:
+    """The inverse of `_torchvision_name`; `prefix` goes before all but the classifier's."""
+    if name.startswith("fc."):
+        return name.replace("fc.", "classifier.1.")
+    kinds = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
+    if match := _BLOCK.match(name):
+        group, block, kind, layer, shortcut = match.groups()
+        part = "shortcut" if layer is None else f"layer.{int(layer) - 1}"
+        place = f"encoder.stages.{int(group) - 1}.layers.{block}.{part}.{kinds[kind or shortcut]}"
+        return f"{prefix}{place}.{name[match.end() :]}"
+    stem, _, parameter = name.partition(".")
+    return f"{prefix}embedder.embedder.{kinds[stem.rstrip('1')]}.{parameter}"
 
 
 _CAFFE_BLOCK = re.compile(r"(res|bn|scale)(\d)([a-z])(\d*)_branch(1|2a|2b|2c)")

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
+from vljax.models.arguments import keeps_arguments
 from vljax.models.autoencoder import Decoder, Encoder, check_levels, check_sides, todays_names
 from vljax.models.layers import Conv, Embedding
 from vljax.ops.quantization import nearest, straight_through
@@ -88,6 +89,7 @@ class Quantizer(nnx.Module):
         return Quantized(straight_through(chosen, z), codes, loss)
 
 
+@keeps_arguments
 class VQGAN(nnx.Module):
     """The autoencoder of codes.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from vljax.pretrained.caffemodel import by_path, read_caffemodel
 Model = TypeVar("Model")
 Tensors = dict[str, np.ndarray]
 
+# Where a published folder says how its shards are called.
+INDEX = ".safetensors.index.json"
 # What a Hugging Face folder may call its weights, the preferred first.
 FOLDER_NAMES = (
     "diffusion_pytorch_model",
@@ -31,8 +34,8 @@ FOLDER_NAMES = (
 )
 
 
-# The parts of a Stable Diffusion pipeline that are read.
-_PIPELINE = ("vae", "unet", "text_encoder")
+# The networks of a Stable Diffusion pipeline.
+PIPELINE = ("vae", "unet", "text_encoder")
 
 
 def load(model: Model, path: str | os.PathLike, *, ignore: Sequence[str] = ()) -> Model:
@@ -71,6 +74,25 @@ def our_names(model: Any, tensors: Tensors) -> Tensors:
         if isinstance(part, nnx.Module):
             names = [n for n in renamed if n.startswith(prefix)]
             own = our_names(part, {n.removeprefix(prefix): renamed.pop(n) for n in names})
+            renamed |= {prefix + n: t for n, t in own.items()}
+    return renamed
+
+
+def folder_names(model: Any, tensors: Tensors) -> Tensors:
+    """The inverse of `our_names`: a model's tensors by the names in its family's folder.
+
+    Args:
+        model: The model; its class, or that of a part, may have `folder_names`.
+        tensors: By our names, in published layouts.
+    """
+    if rename := getattr(model, "folder_names", None):
+        return rename(tensors)
+    renamed = dict(tensors)
+    for name, part in vars(model).items():
+        prefix = f"{name}."
+        if isinstance(part, nnx.Module):
+            names = [n for n in renamed if n.startswith(prefix)]
+            own = folder_names(part, {n.removeprefix(prefix): renamed.pop(n) for n in names})
             renamed |= {prefix + n: t for n, t in own.items()}
     return renamed
 
@@ -119,9 +141,54 @@ def save(model: nnx.Module, path: str | os.PathLike) -> None:
     Raises:
         RunError: see `write_tensors`.
     """
+    write_tensors(published_tensors(model), path)
+
+
+def published_tensors(model: Any) -> Tensors:
+    """A model's parameters by our names, in published layouts."""
     layouts = variables(model)
     parameters = named_parameters(model).items()
-    write_tensors({n: to_published(np.asarray(v), layouts[n]) for n, v in parameters}, path)
+    return {n: to_published(np.asarray(v), layouts[n]) for n, v in parameters}
+
+
+def write_shards(tensors: Tensors, folder: Path, stem: str, most: int) -> None:
+    """Write tensors as a published folder has them: one file, or several and their index.
+
+    Files of the same stem from an earlier time are gone afterwards.
+
+    Args:
+        tensors: Arrays by name.
+        folder: Where to write.
+        stem: The file's name without its ending; shards are `stem-00001-of-00003.safetensors`.
+        most: Bytes of a file; only a larger tensor makes a larger one.
+
+    Raises:
+        RunError: see `write_tensors`.
+    """
+    shards: list[Tensors] = [{}]
+    size = 0
+    for name in sorted(tensors):
+        if shards[-1] and size + tensors[name].nbytes > most:
+            shards.append({})
+            size = 0
+        size += tensors[name].nbytes
+        shards[-1][name] = tensors[name]
+    count = len(shards)
+    names = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    written = names if count > 1 else [f"{stem}.safetensors"]
+    for name, shard in zip(written, shards, strict=True):
+        # transformers asks for whom the layout of the tensors is.
+        write_tensors(shard, folder / name, metadata={"format": "pt"})
+    if count > 1:
+        places = {n: name for name, shard in zip(names, shards, strict=True) for n in shard}
+        total = sum(t.nbytes for t in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        written = [*written, stem + INDEX]
+        files.write(folder / written[-1], json.dumps(index, indent=2, sort_keys=True) + "\n")
+    ours = re.compile(re.escape(stem) + r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and path.name not in written:
+            path.unlink()
 
 
 def write_tensors(
@@ -139,7 +206,11 @@ def write_tensors(
     """
     try:
         with files.replacing(path) as partial:
-            save_file(tensors, partial, metadata=dict(metadata or {}))
+            save_file(
+                {n: np.asarray(t, order="C") for n, t in tensors.items()},
+                partial,
+                metadata=dict(metadata or {}),
+            )
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path} could not be written ({error}): make room and try again") from error
 
@@ -170,7 +241,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     """
     path = Path(path)
     if (path / "unet").is_dir():
-        return {f"{p}.{n}": t for p in _PIPELINE for n, t in read_tensors(path / p).items()}
+        return {f"{p}.{n}": t for p in PIPELINE for n, t in read_tensors(path / p).items()}
     path = _locate(path)
     try:
         if path.name.endswith(".index.json"):
@@ -195,7 +266,7 @@ def _locate(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give a file or a folder that exists")
     for name in FOLDER_NAMES:
-        for suffix in (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json"):
+        for suffix in (".safetensors", INDEX, ".bin", ".bin.index.json"):
             if (found := path / f"{name}{suffix}").is_file():
                 return found
     raise UserError(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 from jaxtyping import Int
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from vljax import files
 from vljax.data.source import Transform
@@ -137,6 +137,45 @@ class Tokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Write `tokenizer.json`, which `open_tokenizer` and Hugging Face's libraries read."""
         files.write(path, self._backend.to_str())
+
+    def save_folder(self, folder: str | os.PathLike, length: int) -> None:
+        """Write what `transformers`' `CLIPTokenizer` reads, which gives the same tokens.
+
+        Args:
+            folder: Where to write.
+            length: Most tokens of a text, start and end included.
+        """
+        folder = Path(folder)
+        # Theirs put start and end around a text by themselves.
+        whole = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        whole.post_processor = processors.RobertaProcessing(
+            (END, self.end), (START, self.start), add_prefix_space=False, trim_offsets=False
+        )
+        told = json.loads(whole.to_str())
+        vocabulary, merges = told["model"]["vocab"], told["model"]["merges"]
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+        marks = {
+            "bos_token": START,
+            "eos_token": END,
+            "unk_token": END,
+            "pad_token": self._backend.id_to_token(self.pad),
+        }
+        config = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": length,
+            "do_lower_case": True,
+            "errors": "replace",
+            **marks,
+        }
+        written = {
+            "tokenizer.json": whole.to_str(),
+            "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+            "merges.txt": "\n".join(["#version: 0.2", *pairs]) + "\n",
+            "tokenizer_config.json": json.dumps(config, indent=2),
+            "special_tokens_map.json": json.dumps(marks, indent=2),
+        }
+        for name, content in written.items():
+            files.write(folder / name, content)
 
 
 def _warn_of_length(texts: Sequence[str], encoded: Sequence[Sequence[int]], room: int) -> None:

@@ -94,8 +94,9 @@ class Run(NamedTuple):
         system: Whose it is.
         config: Its config.
         model: With its weights, a run's or published ones.
-        asked: The system's `request` or `judging`, from the command line.
+        asked: The system's `request` or `judging`, or the door's own, from the command line.
         out: Where results go.
+        workdir: The run, or None for published weights.
     """
 
     system: System
@@ -103,6 +104,7 @@ class Run(NamedTuple):
     model: Any
     asked: Any
     out: Path
+    workdir: Path | None
 
 
 def open_run(
@@ -110,7 +112,7 @@ def open_run(
     prog: str,
     about: str | None,
     folder: str,
-    asks: Literal["request", "judging"],
+    asks: Literal["request", "judging"] | type,
 ) -> Run:
     """Read the command line of a door that uses a model, and load the model.
 
@@ -119,7 +121,7 @@ def open_run(
         prog: The door's module.
         about: The door's description.
         folder: Where in the workdir results go, when `--out` is not given.
-        asks: Which of the system's dataclasses the flags make.
+        asks: Which of the system's dataclasses the flags make, or one of the door's own.
 
     Raises:
         UserError: a flag, the config, the workdir or the weights are wrong.
@@ -143,7 +145,7 @@ def open_run(
             raise UserError("give --workdir DIR of a training run, or --config with weights")
         config = from_workdir(workdir)
     system = load_system(config.system)
-    wanted = getattr(system, asks)
+    wanted = asks if isinstance(asks, type) else getattr(system, asks)
     add_flags(parser, wanted)
     args = parser.parse_args(rest)
     asked = from_flags(wanted, args)
@@ -151,7 +153,7 @@ def open_run(
         raise UserError("--out is missing: give a folder for the results")
 
     model = open_model(argv, system, config, workdir)
-    return Run(system, config, model, asked, args.out or workdir / folder)
+    return Run(system, config, model, asked, args.out or workdir / folder, workdir)
 
 
 def open_model(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import einops
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
@@ -149,6 +150,16 @@ def published_tensors(model: Any) -> Tensors:
     layouts = variables(model)
     parameters = named_parameters(model).items()
     return {n: to_published(np.asarray(v), layouts[n]) for n, v in parameters}
+
+
+def in_dtype(tensors: Tensors, dtype: str) -> Tensors:
+    """The same tensors, those of floats in another dtype (a name of JAX's, such as bfloat16)."""
+    return {
+        name: tensor.astype(jnp.dtype(dtype))
+        if jnp.issubdtype(tensor.dtype, jnp.floating)
+        else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def write_shards(tensors: Tensors, folder: Path, stem: str, most: int) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from vljax import files
@@ -31,7 +30,7 @@ from vljax.models.folders.pipeline import pipeline_files
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.pretrained import checkpoint, hub
-from vljax.pretrained.checkpoint import PIPELINE, Tensors
+from vljax.pretrained.checkpoint import PIPELINE
 
 # Bytes of a file of weights, as the hub advises.
 SHARD = 5_000_000_000
@@ -158,17 +157,10 @@ def _save_network(
     family, written = found
     tensors = checkpoint.folder_names(model, checkpoint.published_tensors(model))
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_shards(_in(dtype, tensors), folder, family.weights, shard_bytes)
+    tensors = checkpoint.in_dtype(tensors, dtype)
+    checkpoint.write_shards(tensors, folder, family.weights, shard_bytes)
     written["config.json"].update(more)
     _write_json(written, folder)
-
-
-def _in(dtype: str, tensors: Tensors) -> Tensors:
-    wanted = jnp.dtype(dtype)
-    return {
-        name: np.asarray(t).astype(wanted) if jnp.issubdtype(t.dtype, jnp.floating) else t
-        for name, t in tensors.items()
-    }
 
 
 def _text_tower(model: StableDiffusion) -> TextTransformer:

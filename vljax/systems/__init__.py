@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from vljax.data.text.tokenizers import Tokenizer
 from vljax.errors import UserError
 from vljax.metrics.report import Report
 from vljax.training.stage import Stage
@@ -52,6 +53,8 @@ class System:
         generate: `generate(model, config, request)` yields results as they are made.
         judging: The frozen dataclass of how to judge (`vljax.request`).
         judge: `judge(model, config, judging) -> report`: the paper's tables and figures.
+        make_tokenizer: `make_tokenizer(config) -> tokenizer` of the model's CLIP or text tower;
+            None where it has none.
     """
 
     name: str
@@ -62,6 +65,7 @@ class System:
     generate: Callable[[Any, ConfigDict, Any], Iterator[Result]]
     judging: type
     judge: Callable[[Any, ConfigDict, Any], Report]
+    make_tokenizer: Callable[[ConfigDict], Tokenizer] | None = None
 
 
 def names() -> list[str]:

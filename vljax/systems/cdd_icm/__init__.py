@@ -15,11 +15,13 @@ Three stages train them (section 2.6): `icm` aligns what is composed with the pi
 
 from vljax.systems import System
 from vljax.systems.cdd_icm.evaluation import Judging, judge
-from vljax.systems.cdd_icm.model import CDDICM, make_model
+from vljax.systems.cdd_icm.model import CDDICM, make_model, make_tokenizer
 from vljax.systems.cdd_icm.recipe import get_config, get_published_config
 from vljax.systems.cdd_icm.training import stages
 from vljax.systems.cdd_icm.use import Request, generate
 
-SYSTEM = System("cdd_icm", get_config, make_model, stages, Request, generate, Judging, judge)
+SYSTEM = System(
+    "cdd_icm", get_config, make_model, stages, Request, generate, Judging, judge, make_tokenizer
+)
 
 __all__ = ["CDDICM", "SYSTEM", "get_config", "get_published_config", "make_model", "stages"]

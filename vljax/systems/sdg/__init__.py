@@ -14,11 +14,13 @@ they do is judged by tables 4.1 to 4.3 (`evaluation`).
 
 from vljax.systems import System
 from vljax.systems.sdg.evaluation import Judging, judge
-from vljax.systems.sdg.model import SDG, make_model
+from vljax.systems.sdg.model import SDG, make_model, make_tokenizer
 from vljax.systems.sdg.recipe import get_config, get_published_config
 from vljax.systems.sdg.training import stages
 from vljax.systems.sdg.use import Request, generate
 
-SYSTEM = System("sdg", get_config, make_model, stages, Request, generate, Judging, judge)
+SYSTEM = System(
+    "sdg", get_config, make_model, stages, Request, generate, Judging, judge, make_tokenizer
+)
 
 __all__ = ["SDG", "SYSTEM", "get_config", "get_published_config", "make_model", "stages"]

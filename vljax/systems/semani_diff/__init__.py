@@ -15,11 +15,13 @@ seam; `--no_paste` leaves that out, as published.
 
 from vljax.systems import System
 from vljax.systems.semani_diff.evaluation import Judging, judge
-from vljax.systems.semani_diff.model import SemaniDiff, make_model
+from vljax.systems.semani_diff.model import SemaniDiff, make_model, make_tokenizer
 from vljax.systems.semani_diff.recipe import get_config, get_published_config
 from vljax.systems.semani_diff.training import stages
 from vljax.systems.semani_diff.use import Request, generate
 
-SYSTEM = System("semani_diff", get_config, make_model, stages, Request, generate, Judging, judge)
+SYSTEM = System(
+    "semani_diff", get_config, make_model, stages, Request, generate, Judging, judge, make_tokenizer
+)
 
 __all__ = ["SYSTEM", "SemaniDiff", "get_config", "get_published_config", "make_model", "stages"]

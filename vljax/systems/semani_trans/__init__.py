@@ -9,11 +9,21 @@ published for the data, on scenes, the codes and CLIP are trained as well.
 
 from vljax.systems import System
 from vljax.systems.semani_trans.evaluation import Judging, judge
-from vljax.systems.semani_trans.model import SeManiTrans, make_model
+from vljax.systems.semani_trans.model import SeManiTrans, make_model, make_tokenizer
 from vljax.systems.semani_trans.recipe import get_config, get_published_config
 from vljax.systems.semani_trans.training import stages
 from vljax.systems.semani_trans.use import Request, generate
 
-SYSTEM = System("semani_trans", get_config, make_model, stages, Request, generate, Judging, judge)
+SYSTEM = System(
+    "semani_trans",
+    get_config,
+    make_model,
+    stages,
+    Request,
+    generate,
+    Judging,
+    judge,
+    make_tokenizer,
+)
 
 __all__ = ["SYSTEM", "SeManiTrans", "get_config", "get_published_config", "make_model", "stages"]

@@ -17,11 +17,21 @@ The method and its baselines (`baselines`) are judged by table 5.2.
 
 from vljax.systems import System
 from vljax.systems.shape_guided.evaluation import Judging, judge
-from vljax.systems.shape_guided.model import ShapeGuided, make_model
+from vljax.systems.shape_guided.model import ShapeGuided, make_model, make_tokenizer
 from vljax.systems.shape_guided.recipe import get_config, get_published_config
 from vljax.systems.shape_guided.training import stages
 from vljax.systems.shape_guided.use import Request, generate
 
-SYSTEM = System("shape_guided", get_config, make_model, stages, Request, generate, Judging, judge)
+SYSTEM = System(
+    "shape_guided",
+    get_config,
+    make_model,
+    stages,
+    Request,
+    generate,
+    Judging,
+    judge,
+    make_tokenizer,
+)
 
 __all__ = ["SYSTEM", "ShapeGuided", "get_config", "get_published_config", "make_model", "stages"]

@@ -4,12 +4,14 @@
     python -m vljax.train --config configs/captioner_coco.py:/data/coco --workdir runs/coco
 
 The first trains both on captions of the embedded scenes, after a trunk that learns to recognise
-what they show: some 9 minutes of one core. The second runs the published setting of soft attention
-on COCO 2014: `annotations/captions_train2014.json`, or Karpathy's `dataset_coco.json` (then add
-`--config.data.split=train --config.data.eval_split=test`), and the features of ResNet-152 by the
-photographs' names (`features/*.npz`). To make them from the photographs add
-`--config.model.trunk.kind=resnet152 --config.pretrained.trunk=resnet152-394f9c45.pth`. Expected by
-the paper, of VGG's features: BLEU-4 24.3, METEOR 23.90; it has not been run here.
+what they show: some 7 minutes of one core. Expected there, one seed, 500 pictures: CIDEr 305 ± 7
+(70 without attention), 68 % of named pairs of colour and shape are there. The second runs the
+published setting of soft attention on COCO 2014: `annotations/captions_train2014.json`, or
+Karpathy's `dataset_coco.json` (then add `--config.data.split=train --config.data.eval_split=test`),
+and the features of ResNet-152 by the photographs' names (`features/*.npz`). To make them from the
+photographs add `--config.model.trunk.kind=resnet152
+--config.pretrained.trunk=resnet152-394f9c45.pth`. Expected by the paper, of VGG's features: BLEU-4
+24.3, METEOR 23.90; it has not been run here.
 """
 
 from ml_collections import ConfigDict

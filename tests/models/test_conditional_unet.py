@@ -317,7 +317,11 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("full", 859_520_964), ("full_sd2_inpainting", 865_925_124)]
+    ("name", "count"),
+    [
+        pytest.param("full", 859_520_964, marks=pytest.mark.slow),
+        ("full_sd2_inpainting", 865_925_124),
+    ],
 )
 def test_the_published_config_gives_the_published_network(tmp_path, name, count):
     """Every tensor of Stable Diffusion 1.5 or 2's inpainting by name and shape, none computed."""

@@ -65,11 +65,7 @@ def main(argv: Sequence[str]) -> int:
         workdir.say(f"{name}: not trained, config.pretrained gives its weights")
     if not stages:
         workdir.say("nothing to train: config.pretrained gives all that this config would train")
-    given = weights.pretrained_parameters(skeleton, config)
-    ready = {stage.name for stage in stages if weights.file(workdir.path, stage.name).exists()}
-    for program in [p for s, p in zip(stages, programs, strict=True) if s.name not in ready][:1]:
-        _ = program.compiling  # beside the parameters, whose program takes as long to compile
-    parameters = weights.initial(lambda: system.make_model(config), skeleton, given, config, mesh)
+    parameters = weights.initial(lambda: system.make_model(config), skeleton, config, mesh)
     for stage, program in zip(stages, programs, strict=True):
         result = loop.train(
             stage, program, skeleton, parameters, mesh=mesh, config=config, workdir=workdir

@@ -101,7 +101,7 @@ config, _ = parse_config([*sys.argv[1:], "--config.mesh.data=1", "--config.mesh.
 mesh = make_mesh(config.mesh)
 skeleton = jax.eval_shape(lambda: sdg.make_model(config))
 program = loop.make_program(sdg.stages(config)[0], skeleton, config, mesh)
-parameters = weights.initial(lambda: sdg.make_model(config), skeleton, {}, config, mesh)
+parameters = weights.initial(lambda: sdg.make_model(config), skeleton, config, mesh)
 state = program.init(parameters)
 leaves = jax.tree.leaves((state.parameters, state.optimizer))
 for device in jax.devices():

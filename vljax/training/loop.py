@@ -6,7 +6,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
@@ -88,18 +87,12 @@ class Program:
     validation: Validation | None = None
 
     @functools.cached_property
-    def compiling(self) -> Future[Callable]:
-        """The step's compilation, in a thread of its own from when it is first asked for."""
-        thread = ThreadPoolExecutor(1, "compile")
-        try:
-            return thread.submit(lambda: self.traced.lower().compile())
-        finally:
-            thread.shutdown(wait=False)
-
-    @property
     def step(self) -> Callable:
-        """`step(state, frozen, batch, seed) -> (state, metrics)`, compiled; `state` is donated."""
-        return self.compiling.result()
+        """`step(state, frozen, batch, seed) -> (state, metrics)`; `state` is donated.
+
+        It is compiled when it is first asked for.
+        """
+        return self.traced.lower().compile()
 
 
 def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Program:

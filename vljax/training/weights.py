@@ -125,21 +125,21 @@ def _ended_stages(workdir: Path, config: ConfigDict) -> list[str]:
     return names
 
 
-def initial(
-    make_model: Any, skeleton: Any, given: dict[str, np.ndarray], config: ConfigDict, mesh: Mesh
-) -> dict[str, jax.Array]:
+def initial(make_model: Any, skeleton: Any, config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
     """All parameters at the start of training, made on the devices that will hold them.
 
     Args:
         make_model: `make_model() -> model`, pure.
         skeleton: Its structure (from `jax.eval_shape`).
-        given: `pretrained_parameters`, which replace the random ones.
-        config: `sharding`.
+        config: `sharding`, and `pretrained` weights that replace the random ones.
         mesh: The devices.
+
+    Raises:
+        UserError: pretrained weights do not fit.
     """
     shardings = meshes.parameter_shardings(named_parameters(skeleton), config.sharding, mesh)
     parameters = jax.jit(lambda: named_parameters(make_model()), out_shardings=shardings)()
-    for name, value in given.items():
+    for name, value in pretrained_parameters(skeleton, config).items():
         parameters[name] = meshes.place(value, shardings[name])
     return parameters
 

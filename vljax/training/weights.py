@@ -138,7 +138,11 @@ def initial(make_model: Any, skeleton: Any, config: ConfigDict, mesh: Mesh) -> d
         UserError: pretrained weights do not fit.
     """
     shardings = meshes.parameter_shardings(named_parameters(skeleton), config.sharding, mesh)
-    parameters = jax.jit(lambda: named_parameters(make_model()), out_shardings=shardings)()
+    draw = jax.jit(lambda: named_parameters(make_model()), out_shardings=shardings)
+    # It runs once, and a CPU compiles it three times as fast without LLVM's optimizations.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    parameters = draw.lower().compile(compiler_options=options)()
     for name, value in pretrained_parameters(skeleton, config).items():
         parameters[name] = meshes.place(value, shardings[name])
     return parameters

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from vljax.errors import UserError
 from vljax.models.arguments import keeps_arguments
@@ -219,3 +219,31 @@ _TAMING_NAMES = (
     (r"(\.attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
     (r"(\.attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
 )
+
+
+def codebook_of_centres(
+    vqgan: VQGAN, images: Float[Array, "b h w c"], key: Key[Array, ""]
+) -> VQGAN:
+    """The same network with a codebook of centres of what its encoder makes (Lloyd, 20 rounds).
+
+    From codes near zero, as published, a short training would use a few of them only.
+
+    Args:
+        vqgan: Whose towers have learnt without codes.
+        images: Pictures in [-1, 1].
+        key: Chooses the first centres.
+    """
+    vectors = vqgan.encode(images)
+    vectors = vectors.reshape(-1, vectors.shape[-1])
+    number = vqgan.num_codes
+    chosen = jax.random.permutation(key, len(vectors))[:number]
+
+    def improve(_: int, centres: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        own = jax.nn.one_hot(nearest(vectors, centres), number)
+        members = own.sum(0)[:, None]
+        return jnp.where(members > 0, own.T @ vectors / jnp.maximum(members, 1), centres)
+
+    centres = jax.lax.fori_loop(0, 20, improve, vectors[chosen])
+    begun = jax.tree.map(lambda leaf: leaf, vqgan)
+    begun.quantize.embedding.weight[...] = centres
+    return begun

@@ -10,6 +10,7 @@ from vljax.models.folders.autoencoder import autoencoder_arguments
 from vljax.models.folders.clip import clip_arguments
 from vljax.models.folders.clipseg import clipseg_arguments
 from vljax.models.folders.pipeline import (
+    drawing_arguments,
     inpainting_arguments,
     predicts,
     stable_diffusion_arguments,
@@ -23,6 +24,7 @@ __all__ = [
     "autoencoder_arguments",
     "clip_arguments",
     "clipseg_arguments",
+    "drawing_arguments",
     "inpainting_arguments",
     "predicts",
     "resnet_arguments",

@@ -53,6 +53,32 @@ def predicts(folder: Folder) -> str | None:
     return names[said]
 
 
+def drawing_arguments(folder: Folder, prediction: str) -> dict[str, dict[str, Any]]:
+    """The arguments of a `StableDiffusion` that draws from text, where it predicts as a run has it.
+
+    Args:
+        folder: What `--config.pretrained.sd` gives.
+        prediction: `diffusion.prediction` of the run.
+
+    Raises:
+        UserError: the folder is of a pipeline that inpaints, or its scheduler tells otherwise.
+    """
+    published = stable_diffusion_arguments(folder)
+    taken, given = published["unet"]["in_channels"], published["vae"]["latent_channels"]
+    if taken != given:
+        raise UserError(
+            f"--config.pretrained.sd={folder}: its U-Net takes {taken} channels and the "
+            f"autoencoder gives {given}, so it inpaints: give Stable Diffusion itself, and this "
+            f"one with --config.pretrained.inpaint={folder}/unet"
+        )
+    if (told := predicts(folder)) not in (None, prediction):
+        raise UserError(
+            f"--config.diffusion.prediction={prediction}: the scheduler of {folder} tells of "
+            f"another; give --config.diffusion.prediction={told}"
+        )
+    return published
+
+
 def inpainting_arguments(folder: Folder, beside: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the inpainting `ConditionalUNet` in a folder, where it fits the rest.
 

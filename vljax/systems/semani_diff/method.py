@@ -19,7 +19,7 @@ of steps make another.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,9 @@ from ml_collections import ConfigDict
 
 from vljax.data.pictures.entities import Masks, Picture, feather, grow, paste
 from vljax.data.text.tokenizers import Tokenizer
-from vljax.diffusion.editing import guided, keep_from, noised_trajectory
-from vljax.diffusion.noise import start_noise
+from vljax.diffusion.latent import draw_latents
 from vljax.diffusion.process import Process
 from vljax.diffusion.progress import Progress
-from vljax.diffusion.samplers import ddim, dpm_solver_pp_2m
 from vljax.errors import UserError
 from vljax.models.alignment import (
     VILD_TEMPLATES,
@@ -45,7 +43,7 @@ from vljax.models.alignment import (
     word_patches,
 )
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.stable_diffusion import StableDiffusion, inpainting_network, with_and_without
+from vljax.models.stable_diffusion import StableDiffusion, inpainting_network
 from vljax.ops.inside_outside import resize_nearest
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.semani_diff.model import SemaniDiff
@@ -141,7 +139,7 @@ class Alignment:
 
 # Phase two: what -------------------------------------------------------------------------------
 
-SAMPLERS: dict[str, Callable[..., Array]] = {"ddim": ddim, "dpm_solver": dpm_solver_pp_2m}
+SAMPLERS = ("ddim", "dpm_solver")
 
 
 class Batch(NamedTuple):
@@ -228,20 +226,22 @@ def _sample(
     sampler: str,
     keep: bool = False,
 ) -> Float[Array, "b h w c"]:
-    denoiser = guided(
-        with_and_without(network, sd.embed(batch.tokens), sd.embed(batch.empty)),
-        batch.guidance_scale,
-    )
-    side = (batch.image.shape[1] // sd.shrink, batch.image.shape[2] // sd.shrink)
-    channels = sd.unet.conv_out.weight.shape[-1]
-    noise = start_noise(jax.vmap(jax.random.key)(batch.seeds), (*side, channels))
-    after_step = None
+    height, width = (batch.image.shape[1] // sd.shrink, batch.image.shape[2] // sd.shrink)
+    kept: dict[str, Any] = {}
     if keep:
-        levels = noised_trajectory(process.schedule, sd.encode(to_unit(batch.image)), noise)
-        outside = 1.0 - resize_nearest(batch.mask, side, rule="corner")
-        after_step = keep_from(levels, outside)
-    return SAMPLERS[sampler](
-        process, denoiser, noise, clip=False, after_step=after_step, progress=progress
+        outside = 1.0 - resize_nearest(batch.mask, (height, width), rule="corner")
+        kept = {"start": sd.encode(to_unit(batch.image)), "keep": outside, "from_noise": True}
+    return draw_latents(
+        network,
+        process,
+        sd.embed(batch.tokens),
+        sd.embed(batch.empty),
+        batch.guidance_scale,
+        jax.vmap(jax.random.key)(batch.seeds),
+        size=(height, width, sd.unet.conv_out.weight.shape[-1]),
+        sampler=sampler,
+        progress=progress,
+        **kept,
     )
 
 

@@ -77,7 +77,7 @@ class Request:
         False, help="do not paste back what is outside of the mask, as published"
     )
     guidance_scale: float | None = option(None, help="w (default: config.samples)")
-    sampler: str | None = option(None, choices=tuple(SAMPLERS), help="default: config.samples")
+    sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples")
     steps: str | None = option(
         None, help="denoising steps: leading50, trailing20 … (default: config.samples)"
     )

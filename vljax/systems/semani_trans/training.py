@@ -20,8 +20,9 @@ from vljax.models.alignment import mask_to_grid, own_pieces
 from vljax.models.clip import CLIP
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.models.token_transformer import Logits, TokenTransformer
+from vljax.models.vqgan import codebook_of_centres
 from vljax.ops.pixels import to_pixels, to_unit
-from vljax.ops.quantization import gumbel_one_hot, nearest
+from vljax.ops.quantization import gumbel_one_hot
 from vljax.ops.similarity import clip_scale, contrastive_loss, cosine, late_interaction_loss
 from vljax.systems.semani_trans.method import Read, codes_of, make_drawing, show, to_gray
 from vljax.systems.semani_trans.model import SeManiTrans, make_tokenizer
@@ -224,28 +225,16 @@ def codes_loss(config: ConfigDict, adversarial: bool) -> Callable:
 
 
 def codes_from(config: ConfigDict, source: Source) -> Callable[[SeManiTrans], SeManiTrans]:
-    """A codebook of centres of what the encoder makes of the first pictures (Lloyd, 20 rounds).
-
-    From codes near zero, as published, so short a training would use a few of them only.
-    """
+    """A codebook that begins with what the encoder makes of the first pictures."""
     count, rng = min(len(source), _CODEBOOK_PICTURES), np.random.default_rng(config.seed)
     transform = picture_transform(config)
 
     def start(model: SeManiTrans) -> SeManiTrans:
         images = np.stack([transform(source[i], rng)["image"] for i in range(count)])
-        vectors = model.vqgan.encode(to_unit(jnp.asarray(images)))
-        vectors = vectors.reshape(-1, vectors.shape[-1])
-        number = model.vqgan.num_codes
-        chosen = jax.random.permutation(jax.random.key(config.seed), len(vectors))[:number]
-
-        def improve(_: int, centres: Float[Array, "n d"]) -> Float[Array, "n d"]:
-            own = jax.nn.one_hot(nearest(vectors, centres), number)
-            members = own.sum(0)[:, None]
-            return jnp.where(members > 0, own.T @ vectors / jnp.maximum(members, 1), centres)
-
-        centres = jax.lax.fori_loop(0, 20, improve, vectors[chosen])
         begun = jax.tree.map(lambda leaf: leaf, model)
-        begun.vqgan.quantize.embedding.weight[...] = centres
+        begun.vqgan = codebook_of_centres(
+            model.vqgan, to_unit(jnp.asarray(images)), jax.random.key(config.seed)
+        )
         return begun
 
     return start

@@ -1,17 +1,15 @@
 """Shape-Guided Diffusion's parts: Stable Diffusion, and what the baselines and InferShape need."""
 
 from pathlib import Path
-from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
-from vljax.errors import UserError
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import inpainting_arguments, predicts, stable_diffusion_arguments
+from vljax.models.folders import drawing_arguments, inpainting_arguments
 from vljax.models.stable_diffusion import StableDiffusion
 
 
@@ -30,7 +28,7 @@ class ShapeGuided(nnx.Module):
         parts = {name: dict(config.model[name]) for name in ("vae", "unet", "text_encoder")}
         inpaint, segmenter = config.model.inpaint, dict(config.model.segmenter)
         if folder := config.pretrained.sd:
-            published = _published(folder, config.diffusion.prediction)
+            published = drawing_arguments(folder, config.diffusion.prediction)
             kept = ("dtype", "remat")
             parts = {
                 name: {**arguments, **{k: v for k, v in parts[name].items() if k in kept}}
@@ -45,24 +43,6 @@ class ShapeGuided(nnx.Module):
             inpaint, network = True, inpainting_arguments(folder, network)
         self.inpaint = ConditionalUNet(**network, rngs=rngs) if inpaint else None
         self.segmenter = CLIPSeg(**segmenter, rngs=rngs) if segmenter else None
-
-
-def _published(folder: str, prediction: str) -> dict[str, dict[str, Any]]:
-    """The arguments of a pipeline that draws from text, where it predicts as asked."""
-    published = stable_diffusion_arguments(folder)
-    taken, given = published["unet"]["in_channels"], published["vae"]["latent_channels"]
-    if taken != given:
-        raise UserError(
-            f"--config.pretrained.sd={folder}: its U-Net takes {taken} channels and the "
-            f"autoencoder gives {given}, so it inpaints: give Stable Diffusion itself, and this "
-            f"one with --config.pretrained.inpaint={folder}/unet"
-        )
-    if (told := predicts(folder)) not in (None, prediction):
-        raise UserError(
-            f"--config.diffusion.prediction={prediction}: the scheduler of {folder} tells of "
-            f"another; give --config.diffusion.prediction={told}"
-        )
-    return published
 
 
 def make_model(config: ConfigDict) -> ShapeGuided:

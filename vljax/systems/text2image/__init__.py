@@ -1,0 +1,41 @@
+"""text2image: pictures of texts, by four families of generative models.
+
+The lecture decks' methods side by side, each a family in `vljax.systems.text2image.families`:
+
+- `latent`, diffusion in an autoencoder's latents (Stable Diffusion's folders load);
+- `pixels`, diffusion of pixels under a text Transformer (GLIDE);
+- `tokens`, an autoregressive Transformer over words and a picture's codes (DALL-E);
+- `variational`, a text-conditional VAE;
+- `adversarial`, a text-conditional GAN (GAN-INT-CLS, StackGAN).
+
+All are judged by one table: how good, how different, how true to the text, and how soon.
+"""
+
+from vljax.systems import System
+from vljax.systems.text2image.evaluation import Judging, judge
+from vljax.systems.text2image.model import Text2Image, make_model, make_tokenizer
+from vljax.systems.text2image.recipe import FAMILIES, get_config, get_published_config
+from vljax.systems.text2image.training import stages
+from vljax.systems.text2image.use import Request, generate
+
+SYSTEM = System(
+    "text2image",
+    get_config,
+    make_model,
+    stages,
+    Request,
+    generate,
+    Judging,
+    judge,
+    make_tokenizer=make_tokenizer,
+)
+
+__all__ = [
+    "FAMILIES",
+    "SYSTEM",
+    "Text2Image",
+    "get_config",
+    "get_published_config",
+    "make_model",
+    "stages",
+]

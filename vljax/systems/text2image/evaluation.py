@@ -1,0 +1,242 @@
+"""How text2image is judged: one table for all families, the decks' trilemma by numbers.
+
+Quality (the Fréchet distance, and of scenes whether the largest object is what was asked for),
+diversity (how different the pictures of one text are) and seconds a picture stand side by side.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from vljax.data.benchmarks import open_benchmark
+from vljax.data.pictures.images import image_grid, resize_and_crop
+from vljax.data.scenes import COLOURS, SHAPES
+from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
+from vljax.errors import UserError
+from vljax.metrics.batches import features_of
+from vljax.metrics.diversity import load_lpips, lpips_distance
+from vljax.metrics.frechet import inception_features
+from vljax.metrics.guided import Judge, attribute_accuracy
+from vljax.metrics.report import Report, Row
+from vljax.models.clip import CLIP
+from vljax.models.parameters import named_parameters
+from vljax.ops.pixels import to_unit
+from vljax.pretrained import networks
+from vljax.request import File, option
+from vljax.systems.text2image.families import FAMILIES, Wish
+from vljax.systems.text2image.families.family import caption_transform, open_captions
+from vljax.systems.text2image.model import Text2Image, clip_of, make_tokenizer
+from vljax.systems.text2image.use import Request, draw_best
+
+TABLE = "pictures of texts"
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How text2image is judged."""
+
+    num_texts: int = option(48, low=2, help="texts: of scenes every colour and shape")
+    each: int = option(4, low=2, help="pictures of each")
+    real: int = option(500, low=100, help="held-out pictures to compare with")
+    candidates: int = option(
+        8, low=1, help="best of so many, by the model's own CLIP, in a row of its own; 1 for none"
+    )
+    seed: int = option(1, low=0, help="of the first picture")
+    sampler: str | None = option(None, help="of diffusion (default: config.samples)")
+    steps: str | None = option(None, help="of diffusion (default: config.samples)")
+    inception: File | None = option(None, help="published FID weights, for FID")
+    lpips: tuple[File, ...] = option((), help="published LPIPS weights, heads and trunk")
+    clip: File | None = option(
+        None, metavar="FOLDER", help="the CLIP that judges (default: the model's own)"
+    )
+
+
+def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
+    """One row a way of drawing, beside chance and the nearest training picture.
+
+    Raises:
+        UserError: a flag cannot be, or there is no CLIP to judge by.
+    """
+    judged_by, tokenizer, name = _judging_clip(model, config, judging)
+    texts, classes = _texts(config, judging)
+    real = _real(config, judging.real)
+    embed: Callable = jax.jit(lambda pictures: judged_by.encode_image(to_unit(pictures)))
+    columns = Judge(
+        embed,
+        real,
+        name=name,
+        inception=inception_features(judging.inception) if judging.inception else None,
+        distance=lpips_distance(load_lpips(judging.lpips)) if judging.lpips else None,
+        seed=judging.seed,
+    )
+    tokens = jnp.asarray(tokenizer(texts, judged_by.context_length, warn=False))
+    guides = np.asarray(jax.jit(CLIP.encode_text)(judged_by, tokens))
+    family = FAMILIES[config.family]
+    parameters = sum(
+        leaf.size
+        for path, leaf in named_parameters(model).items()
+        if not path.startswith(("clip.", "discriminator."))
+    )
+
+    def row(method: str, pictures: UInt8[np.ndarray, "g k h w 3"], **more: Any) -> Row:
+        values = columns.columns(pictures, jnp.asarray(guides), texts=True)
+        if classes:
+            asked = [one for one in classes for _ in range(pictures.shape[1])]
+            right = attribute_accuracy(pictures.reshape(-1, *pictures.shape[2:]), asked)
+            count = len(asked)
+            rate = right["both right"]
+            right["standard error"] = (rate * (1 - rate) / count) ** 0.5
+            values |= right
+        return Row(TABLE, method, {**values, **more})
+
+    rows, figures = [], {}
+    for method, candidates, changed in _ways(config, judging):
+        made, seconds = _draw(model, config, judging, texts, candidates, changed)
+        told: dict[str, Any] = {"seconds a picture": seconds}
+        if not rows:
+            told["parameters"] = parameters
+            if family.bits is not None:
+                told["bits/dim"] = _bits(model, config, judging)
+        rows.append(row(method, made, **told))
+        figures[f"figure_{len(rows)}_{method.replace(' ', '_')}"] = _figure(made)
+    clip = clip_of(model)
+    if clip is not None:
+        words = make_tokenizer(config)(texts, clip.context_length, warn=False)
+        found = _nearest(clip, config, words)
+        rows.append(row("nearest training picture by CLIP", np.stack([found, found], axis=1)))
+    if classes:
+        chance = {"shape right": 1 / len(SHAPES), "colour right": 1 / len(COLOURS)}
+        chance["both right"] = chance["shape right"] * chance["colour right"]
+        rows.append(Row(TABLE, "chance", chance))
+    notes = {
+        "texts": len(texts),
+        "pictures of each": judging.each,
+        "seconds": "after compilation, batches of all pictures of one text",
+        "judged by": columns.notes,
+    }
+    return Report(tuple(rows), notes, figures)
+
+
+def _ways(config: ConfigDict, judging: Judging) -> list[tuple[str, int, dict[str, float]]]:
+    """What is compared: name, candidates, and what of a wish is changed."""
+    name = config.family
+    found: list[tuple[str, int, dict[str, float]]] = [(name, 1, {})]
+    if "guidance_scale" in FAMILIES[name].heeds:
+        usual = float(config.samples.guidance_scale)
+        found[0] = (f"{name}, guidance w = {usual:g}", 1, {})
+        found += [
+            (f"{name}, guidance w = {w:g}", 1, {"guidance_scale": w})
+            for w in (0.0, 3.0)
+            if w != usual
+        ]
+    if judging.candidates > 1:
+        found.append((f"{found[0][0]}, best of {judging.candidates}", judging.candidates, {}))
+    return found
+
+
+def _draw(
+    model: Text2Image,
+    config: ConfigDict,
+    judging: Judging,
+    texts: Sequence[str],
+    candidates: int,
+    changed: dict[str, float],
+) -> tuple[UInt8[np.ndarray, "g k h w 3"], float]:
+    """Pictures of every text, and the seconds of one once all is compiled."""
+    wish = Wish((), (), sampler=judging.sampler, steps=judging.steps, **changed)  # type: ignore[arg-type]
+    made, started = [], 0.0
+    for number, text in enumerate(texts):
+        if number == 1:
+            started = time.perf_counter()
+        asked = Request(
+            prompt=(text,),
+            count=judging.each,
+            candidates=candidates,
+            seed=judging.seed + number * judging.each * candidates,
+        )
+        label = f"{number + 1} of {len(texts)} texts"
+        made.append(draw_best(model, config, wish, text, asked, label)[0])
+    seconds = (time.perf_counter() - started) / ((len(texts) - 1) * judging.each)
+    return np.stack(made), seconds
+
+
+def _texts(config: ConfigDict, judging: Judging) -> tuple[list[str], list[tuple[str, str]] | None]:
+    """What is asked for: of scenes every colour and shape in turn, else held-out captions."""
+    if open_benchmark(config.data).oracle is not None:
+        pairs = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+        # In steps that share no factor with their number, so that few texts differ in both.
+        chosen = [pairs[(i * 11) % len(pairs)] for i in range(judging.num_texts)]
+        return [f"a photo of a {colour} {shape}" for shape, colour in chosen], chosen
+    source = open_captions(config, held_out=True)
+    count = min(judging.num_texts, len(source))
+    return [source[i]["captions"][0] for i in range(count)], None
+
+
+def _real(config: ConfigDict, count: int) -> UInt8[np.ndarray, "n h w 3"]:
+    source, side = open_captions(config, held_out=True), config.data.image_size
+    if len(source) < 100:
+        raise UserError(
+            f"{len(source)} pictures are held out: retrieval needs 100 or more to choose among"
+        )
+    return np.stack(
+        [resize_and_crop(source[i]["image"], side) for i in range(min(count, len(source)))]
+    )
+
+
+def _bits(model: Text2Image, config: ConfigDict, judging: Judging) -> float:
+    """The mean over held-out pictures under their own captions."""
+    family = FAMILIES[config.family]
+    assert family.bits is not None
+    source = open_captions(config, held_out=True)
+    fields = config.model.text_encoder or {}
+    length = fields.get("text_length", config.model.clip.get("context_length", 77))
+    transform, rng = caption_transform(config, length), np.random.default_rng(judging.seed)
+    examples = [transform(source[i], rng) for i in range(min(48, len(source)))]
+    batch = {name: jnp.asarray(np.stack([e[name] for e in examples])) for name in examples[0]}
+    return float(family.bits(model, config, batch, jax.random.key(judging.seed)).mean())
+
+
+def _nearest(clip: CLIP, config: ConfigDict, tokens: np.ndarray) -> UInt8[np.ndarray, "g h w 3"]:
+    """Retrieval as generation: of 1,000 training pictures the one that CLIP finds best."""
+    source, side = open_captions(config), config.data.image_size
+    count = min(1000, len(source))
+    pictures = np.stack([resize_and_crop(source[i]["image"], side) for i in range(count)])
+    embed: Callable = jax.jit(lambda pictures: clip.encode_image(to_unit(pictures)))
+    seen = features_of(embed, pictures, 50)
+    asked = jax.jit(CLIP.encode_text)(clip, jnp.asarray(tokens))
+    return pictures[np.asarray(_similar(jnp.asarray(seen), asked)).argmax(1)]
+
+
+@jax.jit
+def _similar(a: Float[Array, "n e"], b: Float[Array, "g e"]) -> Float[Array, "g n"]:
+    def unit(x: Array) -> Array:
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    return unit(b) @ unit(a).T
+
+
+def _judging_clip(
+    model: Text2Image, config: ConfigDict, judging: Judging
+) -> tuple[CLIP, Tokenizer, str]:
+    if judging.clip:
+        given = networks.load(judging.clip)
+        if not isinstance(given, CLIP):
+            raise UserError(f"--clip={judging.clip} holds no CLIP: give a folder of one")
+        return given, open_tokenizer(judging.clip), "the CLIP given"
+    own = clip_of(model)
+    if own is None:
+        raise UserError("there is no CLIP to judge by: give one with --clip=FOLDER")
+    return own, make_tokenizer(config), "the model's own CLIP"
+
+
+def _figure(made: UInt8[np.ndarray, "g k h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Twelve texts, a column each."""
+    few = made[:12, :4].swapaxes(0, 1)
+    return image_grid(few.reshape(-1, *few.shape[2:]), columns=few.shape[1])

@@ -1,0 +1,87 @@
+"""A text-conditional GAN.
+
+Reed et al., *Generative Adversarial Text to Image Synthesis* (2016): the discriminator also learns
+that a real picture under another's text is wrong (GAN-INT-CLS, algorithm 1). Zhang et al.,
+*StackGAN* (2017): conditioning augmentation. The hinge loss (Lim & Ye 2017) and the penalty on the
+discriminator's gradient at real pictures (R1, Mescheder et al. 2018) came later. Stage
+`adversarial`; both players descend one scalar, in each one's term the other is held.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from vljax.diffusion.progress import Progress
+from vljax.models.vector_pictures import Viewer
+from vljax.ops.pixels import to_pixels, to_unit
+from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage, told
+from vljax.systems.text2image.model import Text2Image, make_tokenizer
+from vljax.training.stage import Stage
+
+
+def stages(config: ConfigDict) -> list[Stage]:
+    """`adversarial`, where the config has it."""
+    if "adversarial" not in config.stages:
+        return []
+    train = [(r"generator\.", 1.0), (r"discriminator\.", 1.0)]
+    length = config.model.clip.context_length
+    pictures = drawings(FAMILY, config)
+    return [make_stage(config, "adversarial", _loss(config), train, length, pictures=pictures)]
+
+
+def _loss(config: ConfigDict) -> Any:
+    fields = config.adversarial
+
+    def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
+        texts, images = told(model, batch["tokens"]), to_unit(batch["image"])
+        drawn, divergence = model.generator(texts, key)
+        judge: Viewer = model.discriminator
+        held = jax.lax.stop_gradient(judge)
+        deceived = -held(drawn, texts).mean()
+
+        def real(images: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
+            return judge(images, texts)[:, 0]
+
+        right, pull = jax.vjp(real, images)
+        gradient = pull(jnp.ones_like(right))[0]
+        penalty = jnp.square(gradient).sum((1, 2, 3)).mean()
+        fake = judge(jax.lax.stop_gradient(drawn), texts)[:, 0]
+        wrong = jax.nn.relu(1 + fake).mean()
+        if fields.mismatch:
+            # Real pictures under the texts of others.
+            others = judge(images, jnp.roll(texts, 1, axis=0))[:, 0]
+            wrong = 0.5 * (wrong + jax.nn.relu(1 + others).mean())
+        told_apart = jax.nn.relu(1 - right).mean() + wrong + 0.5 * fields.r1 * penalty
+        divergence = divergence.mean() / divergence.size
+        metrics = {
+            "deceived": deceived,
+            "right": right.mean(),
+            "fake": fake.mean(),
+            "penalty": penalty,
+        }
+        return deceived + fields.divergence * divergence + told_apart, metrics
+
+    return loss
+
+
+@jax.jit
+def draw_batch(
+    model: Text2Image, tokens: Int[Array, "b n"], keys: Key[Array, " b"]
+) -> UInt8[Array, "b h w 3"]:
+    """The pictures, one pass."""
+    generator: Any = model.generator
+    return to_pixels(generator(told(model, tokens), keys)[0])
+
+
+def draw(
+    model: Any, config: ConfigDict, wish: Wish, progress: Progress | None = None
+) -> UInt8[Array, "b h w 3"]:
+    """The pictures of a wish."""
+    tokens = make_tokenizer(config)(wish.texts, config.model.clip.context_length)
+    return draw_batch(model, jnp.asarray(tokens), wish.keys())
+
+
+FAMILY = Family(name="adversarial", heeds=frozenset(), stages=stages, draw=draw)

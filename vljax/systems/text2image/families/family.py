@@ -1,0 +1,183 @@
+"""What the system asks of a family: its training stages, its pictures, its likelihood."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8
+from ml_collections import ConfigDict
+
+from vljax.data.benchmarks import Benchmark, open_benchmark
+from vljax.data.pictures.images import image_grid, image_transform
+from vljax.data.source import Source, Transform
+from vljax.data.text.tokenizers import captioned, with_dropped_text
+from vljax.errors import UserError
+from vljax.models.clip import CLIP
+from vljax.ops.pixels import to_unit
+from vljax.ops.similarity import clip_scale, contrastive_loss
+from vljax.systems.text2image.model import clip_of, embed_texts, make_tokenizer
+from vljax.training.mesh import gather
+from vljax.training.stage import Stage
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What shall be drawn, and how; None where the config says it.
+
+    Attributes:
+        texts: One a picture.
+        seeds: One a picture; a picture depends on its own only.
+        negative: What guidance turns away from.
+        guidance_scale: w of cond + w·(cond − uncond).
+        sampler: Of diffusion.
+        steps: Of diffusion.
+        temperature: Of codes.
+        top_k: Of codes: draw among so many; 0 for all.
+        size: Height and width of the pictures, where they can differ from the config's.
+        image: Begin with this picture, at that size.
+        mask: Draw only where it is true.
+        strength: How far `image` is noised, as a share of all steps.
+    """
+
+    texts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative: str = ""
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    steps: str | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    size: tuple[int, int] | None = None
+    image: UInt8[np.ndarray, "h w 3"] | None = None
+    mask: np.ndarray | None = None
+    strength: float = 1.0
+
+    def filled(self, config: ConfigDict) -> "Wish":
+        """With what the config says where nothing was said."""
+        names = ("guidance_scale", "sampler", "steps", "temperature", "top_k")
+        usual = {n: config.samples[n] for n in names if getattr(self, n) is None}
+        return replace(self, **usual)
+
+    def keys(self) -> Key[Array, " b"]:
+        """A key for each picture."""
+        return jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
+
+
+Draw = Callable[[Any, ConfigDict, Wish, Any], UInt8[Array, "b h w 3"]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family.
+
+    Attributes:
+        name: Of `config.family`.
+        heeds: Which fields of a `Wish` beside texts and seeds change its pictures.
+        stages: `stages(config) -> training stages` after `clip`.
+        draw: `draw(model, config, wish, progress) -> pictures`; a filled wish, no compilation for
+            other texts, seeds, scales, pictures and masks.
+        bits: `bits(model, config, examples, key) -> bits per dimension [b]`, of its own bound or
+            likelihood of pictures at 8-bit levels under their texts; None where it has none.
+    """
+
+    name: str
+    heeds: frozenset[str]
+    stages: Callable[[ConfigDict], list[Stage]]
+    draw: Draw
+    bits: Callable[[Any, ConfigDict, dict[str, Any], Key[Array, ""]], Float[Array, " b"]] | None = (
+        None
+    )
+
+
+# What families' stages share -------------------------------------------------------------------
+
+
+def open_captions(config: ConfigDict, *, held_out: bool = False) -> Source:
+    """Pictures with their captions.
+
+    Raises:
+        UserError: the data is not there, or has no captions.
+    """
+    benchmark: Benchmark = open_benchmark(config.data)
+    if not benchmark.captioned:
+        raise UserError(
+            f"data.name={config.data.name!r} has no captions: choose scenes, coco, cub or oxford102"
+        )
+    return benchmark.pictures(("image", "captions"), held_out=held_out)
+
+
+def caption_transform(config: ConfigDict, length: int, dropped: float = 0.0) -> Transform:
+    """An example's arrays: `image` uint8 [s s 3] and `tokens` int32 [length].
+
+    Args:
+        config: `data`, and what the tokenizer needs.
+        length: Tokens.
+        dropped: The share of examples that get the empty text's.
+    """
+    tokenizer = make_tokenizer(config)
+    words = captioned(tokenizer, length)
+    square = image_transform(config.data.image_size, keep=("captions",))
+
+    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return words(square(example, rng), rng)
+
+    return with_dropped_text(transform, tokenizer, dropped) if dropped else transform
+
+
+def make_stage(
+    config: ConfigDict,
+    name: str,
+    loss: Callable,
+    train: list[tuple[str, float]],
+    length: int,
+    *,
+    dropped: float = 0.0,
+    transform: Transform | None = None,
+    pictures: Callable | None = None,
+    start: Callable | None = None,
+) -> Stage:
+    """A stage over captioned pictures."""
+    return Stage(
+        name=name,
+        loss=loss,
+        train=train,
+        source=open_captions(config),
+        transform=transform or caption_transform(config, length, dropped),
+        config=config.stages[name],
+        pictures=pictures,
+        start=start,
+    )
+
+
+def clip_loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
+    """CLIP's contrastive loss, the temperature learned (Radford et al. 2021, figure 3)."""
+    clip = clip_of(model)
+    assert isinstance(clip, CLIP)
+    scale = clip_scale(clip.logit_scale[...])
+    pictures = clip.encode_image(to_unit(batch["image"]))
+    return contrastive_loss(pictures, clip.encode_text(batch["tokens"]), scale), {"scale": scale}
+
+
+def told(model: Any, tokens: Array) -> Float[Array, "b e"]:
+    """What `variational` and `adversarial` know of texts; no gradient reaches CLIP."""
+    return jax.lax.stop_gradient(embed_texts(model, tokens))
+
+
+# The captions from which a picture is drawn during training.
+_SHOWN = ("a photo of a red circle", "a photo of a blue square", "a photo of a green star")
+
+
+def drawings(family: Family, config: ConfigDict) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Pictures of a few captions, the same seeds each time."""
+    count = config.samples.count
+    texts = tuple(_SHOWN[i % len(_SHOWN)] for i in range(count))
+    wish = Wish(texts, tuple(range(count))).filled(config)
+
+    def pictures(model: Any) -> dict[str, np.ndarray]:
+        made = gather(family.draw(model, config, wish, None))
+        return {"captions": image_grid(made, columns=len(_SHOWN))}
+
+    return pictures

@@ -1,0 +1,161 @@
+"""The parts of text2image, family by family, and the CLIP that all share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from vljax.data.benchmarks import open_benchmark
+from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from vljax.errors import UserError
+from vljax.models.clip import CLIP
+from vljax.models.conditional_unet import ConditionalUNet
+from vljax.models.folders import drawing_arguments, inpainting_arguments
+from vljax.models.glide import GLIDE
+from vljax.models.stable_diffusion import StableDiffusion
+from vljax.models.token_transformer import TokenTransformer
+from vljax.models.vector_pictures import Generator, TextVAE, Viewer
+from vljax.models.vqgan import VQGAN
+from vljax.ops.similarity import normalise
+from vljax.systems.text2image.recipe import check_family
+
+Parts = dict[str, nnx.Module | None]
+
+
+class Text2Image(nnx.Module):
+    """The model: `clip`, or None, and what its family draws with.
+
+    | family | parts |
+    |---|---|
+    | `latent` | `sd`, whose text tower is a CLIP where it is trained here; `inpaint`, or None |
+    | `pixels` | `glide` |
+    | `tokens` | `vqgan`, `transformer` |
+    | `variational` | `vae` |
+    | `adversarial` | `generator`, `discriminator` |
+
+    Raises:
+        UserError: there is no such family, or a field or a published folder cannot be used.
+    """
+
+    def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs) -> None:
+        check_family(config.family)
+        fields = config.model.clip
+        self.clip = CLIP(**fields, rngs=rngs) if fields else None
+        for name, part in _PARTS[config.family](config, rngs).items():
+            setattr(self, name, part)
+
+
+def _latent(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    parts = {name: dict(config.model[name]) for name in ("vae", "unet", "text_encoder")}
+    if folder := config.pretrained.sd:
+        published = drawing_arguments(folder, config.diffusion.prediction)
+        kept = ("dtype", "remat")
+        parts = {
+            name: {**arguments, **{k: v for k, v in parts[name].items() if k in kept}}
+            for name, arguments in published.items()
+        }
+    sd = StableDiffusion(**parts, rngs=rngs)
+    inpaint = None
+    if folder := config.pretrained.inpaint:
+        latents = sd.unet.conv_in.weight.shape[2]
+        beside = {**parts["unet"], "in_channels": 2 * latents + 1}
+        inpaint = ConditionalUNet(**inpainting_arguments(folder, beside), rngs=rngs)
+    return {"sd": sd, "inpaint": inpaint}
+
+
+def _pixels(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    fields = {**config.model.unet}
+    channels = 6 if fields.pop("learned_variance", False) else 3
+    unet = {**fields, "image_size": config.data.image_size, "out_channels": channels}
+    return {"glide": GLIDE(**config.model.text_encoder, **unet, rngs=rngs)}
+
+
+def _tokens(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    vqgan = VQGAN(**config.model.vqgan, rngs=rngs)
+    side = config.data.image_size
+    if side % vqgan.shrink:
+        raise UserError(
+            f"data.image_size={side}: a code stands for {vqgan.shrink} pixels each way, give a "
+            "multiple"
+        )
+    transformer = TokenTransformer(
+        **config.model.transformer,
+        num_codes=config.model.vqgan.num_codes,
+        grid=side // vqgan.shrink,
+        vocabulary_size=config.model.clip.vocabulary_size,
+        vision=False,
+        rngs=rngs,
+    )
+    return {"vqgan": vqgan, "transformer": transformer}
+
+
+def _variational(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    return {"vae": TextVAE(**config.model.vae, **_sizes(config), rngs=rngs)}
+
+
+def _adversarial(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    sizes = _sizes(config)
+    generator = Generator(**config.model.generator, **sizes, rngs=rngs)
+    discriminator = Viewer(**config.model.discriminator, **sizes, features=1, rngs=rngs)
+    return {"generator": generator, "discriminator": discriminator}
+
+
+def _sizes(config: ConfigDict) -> dict[str, int]:
+    return {"side": config.data.image_size, "embedding": config.model.clip.embed_dim}
+
+
+_PARTS: dict[str, Callable[[ConfigDict, nnx.Rngs], Parts]] = {
+    "latent": _latent,
+    "pixels": _pixels,
+    "tokens": _tokens,
+    "variational": _variational,
+    "adversarial": _adversarial,
+}
+
+
+def make_model(config: ConfigDict) -> Text2Image:
+    """The model at its random start."""
+    return Text2Image(config, rngs=nnx.Rngs(config.seed))
+
+
+def clip_of(model: Any) -> CLIP | None:
+    """The CLIP that ranks and judges: the part, or the text tower that is a whole CLIP."""
+    if model.clip is not None:
+        return model.clip
+    tower = model.sd.text_encoder if hasattr(model, "sd") else None
+    return tower if isinstance(tower, CLIP) else None
+
+
+def embed_texts(model: Any, tokens: Int[Array, "b n"]) -> Float[Array, "b e"]:
+    """CLIP's embeddings of texts, of the length that a deviation of 1 in each value has.
+
+    They condition `variational` and `adversarial`.
+    """
+    clip = clip_of(model)
+    assert clip is not None
+    embedded = normalise(clip.encode_text(tokens))
+    return embedded * embedded.shape[-1] ** 0.5
+
+
+def make_tokenizer(config: ConfigDict) -> Tokenizer:
+    """The tokenizer of what reads the texts; where that is trained here, so is this, always alike.
+
+    Raises:
+        UserError: none is given for a published network, or the one given does not fit.
+    """
+    if config.tokenizer:
+        return open_tokenizer(config.tokenizer)
+    for folder in (config.pretrained.get("sd", ""), config.pretrained.clip):
+        if folder and Path(folder).is_dir():
+            return open_tokenizer(Path(folder))
+    benchmark = open_benchmark(config.data)
+    if not benchmark.vocabulary:
+        raise UserError(
+            "tokenizer='': give the one of the published networks, such as "
+            "--config.tokenizer=bpe_simple_vocab_16e6.txt.gz"
+        )
+    tower = config.model.text_encoder or config.model.clip
+    return train_tokenizer(benchmark.vocabulary, tower.vocabulary_size)

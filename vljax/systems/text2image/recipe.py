@@ -1,0 +1,298 @@
+"""The fields of a text-to-picture run: small recipes on scenes and published ones, by family."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vljax.config import get_base_config
+from vljax.errors import UserError
+from vljax.models.clip import PUBLISHED
+from vljax.training.optimizer import get_optimizer_config
+
+#: What draws: see `vljax.systems.text2image.families`.
+FAMILIES = ("latent", "pixels", "tokens", "variational", "adversarial")
+
+_TOWER = {
+    "text_width": 64,
+    "text_layers": 2,
+    "context_length": 25,
+    "vocabulary_size": 702,
+    "head_channels": 32,
+}
+_CLIP = {
+    **_TOWER,
+    "embed_dim": 64,
+    "image_size": 32,
+    "patch_size": 8,
+    "vision_layers": 2,
+    "vision_width": 64,
+}
+
+
+def get_config(family: str = "latent") -> ConfigDict:
+    """The fields of a run, with a recipe that two CPU cores finish on scenes in minutes.
+
+    Args:
+        family: Of `FAMILIES`.
+
+    Raises:
+        UserError: there is no such family.
+    """
+    check_family(family)
+    config = get_base_config("text2image")
+    config.about = f"Pictures of texts on the embedded scenes, family {family}: a small recipe."
+    config.family = family
+    config.data.update(
+        {
+            "name": "scenes",
+            "path": "",
+            "split": "train",
+            "image_size": 32,
+            "scenes": {"size": 100_000, "min_objects": 1, "max_objects": 1, "sizes": ("large",)},
+        }
+    )
+    # CLIP's merges file or a Hugging Face folder; scenes train a small one of their own.
+    config.tokenizer = ""
+    # Arguments of the parts; which a family has, its file tells.
+    config.model = {
+        # Judges and ranks pictures; its texts condition `variational` and `adversarial`, and its
+        # text tower is that of `latent`.
+        "clip": _CLIP,
+        "vae": {},
+        "unet": {},
+        "text_encoder": {},
+        "inpaint": False,
+        "vqgan": {},
+        "transformer": {},
+        "generator": {},
+        "discriminator": {},
+    }
+    config.diffusion = {
+        "schedule": "scaled_linear",
+        "num_steps": 1000,
+        "prediction": "v",
+        # The share of examples that are trained without their caption.
+        "caption_dropout": 0.1,
+    }
+    # Of an autoencoder's loss: the divergence of latents from their prior, against the squared
+    # error, both per value of a picture. (`variational` has a bound, where it weighs 1.)
+    config.autoencoder = {"kl_weight": 3e-4}
+    # Of the codes' loss, see `vljax.models.adversarial.vqgan_loss`.
+    config.codes = {"squared": 4.0}
+    # Of `tokens`: how much words count beside the picture's codes (DALL-E: 1 to 7).
+    config.text_weight = 0.125
+    # Of `adversarial`: factors of the penalty on the discriminator's gradient at real pictures
+    # (R1) and of the texts' divergence (StackGAN), and whether real pictures under others' texts
+    # are told apart from those under their own (GAN-INT-CLS).
+    config.adversarial = {"r1": 1.0, "divergence": 1.0, "mismatch": True}
+    # How pictures are drawn where no flag says otherwise. The guidance scale is w of
+    # cond + w·(cond − uncond); the usual form's s is w + 1.
+    config.samples = {
+        "count": 12,
+        "sampler": "ddim",
+        "steps": "leading50",
+        "guidance_scale": 1.0,
+        "temperature": 1.0,
+        "top_k": 0,
+    }
+    config.pretrained = {"clip": ""}
+    config.log.pictures_every = 500
+    config.checkpoint.every = 500
+    stages: dict[str, Any] = {"clip": get_stage_config(64, 400, learning_rate=3e-3)}
+    _RECIPES[family](config, stages)
+    config.stages = stages
+    return config
+
+
+def check_family(family: str) -> None:
+    """Refuse the name of a family that is none.
+
+    Raises:
+        UserError: it is none.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"--config.family={family}: choose one of {', '.join(FAMILIES)}")
+
+
+def get_stage_config(
+    batch_size: int, num_steps: int, ema_decay: float = 0.0, **optimizer: Any
+) -> dict[str, Any]:
+    """A stage of the small recipes."""
+    fields = {"name": "muon", "schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0}
+    return {
+        "batch_size": batch_size,
+        "num_steps": num_steps,
+        "accumulate": 1,
+        "ema_decay": ema_decay,
+        "optimizer": get_optimizer_config(**{**fields, **optimizer}),
+    }
+
+
+def _latent(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """Latent diffusion (Rombach et al. 2022): Shape-Guided Diffusion's small networks."""
+    config.model.vae = {
+        "latent_channels": 4,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "norm_groups": 8,
+        # As trained here the latents' deviation is about 1.3.
+        "scaling_factor": 0.75,
+        "remat": "off",
+        "dtype": "float32",
+    }
+    config.model.unet = {
+        "block_out_channels": (32, 64),
+        "attention_levels": (True, True),
+        "layers_per_block": 1,
+        "context_features": 64,
+        "num_heads": (2, 4),
+        "linear_projection": False,
+        "norm_groups": 32,
+        "remat": "off",
+        "dtype": "float32",
+    }
+    config.model.text_encoder = config.model.clip
+    config.model.clip = {}
+    config.pretrained.update({"sd": "", "inpaint": ""})
+    stages["autoencoder"] = get_stage_config(
+        16, 1000, ema_decay=0.99, name="adamw", learning_rate=3e-3
+    )
+    stages["diffusion"] = get_stage_config(16, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
+
+
+def _pixels(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """GLIDE (Nichol et al. 2022): diffusion of pixels under a text Transformer of its own."""
+    config.model.unet = {
+        "model_channels": 32,
+        "channel_mult": (1.0, 1.0, 2.0),
+        "num_res_blocks": 1,
+        "attention_resolutions": (16, 8),
+        "num_heads": 1,
+        "num_head_channels": 32,
+        "scale_shift_norm": True,
+        "norm_groups": 32,
+        "remat": "off",
+        "dtype": "float32",
+    }
+    config.model.text_encoder = {
+        "text_length": 25,
+        "text_width": 64,
+        "text_layers": 2,
+        "text_heads": 2,
+        "vocabulary_size": 702,
+    }
+    config.diffusion.schedule = "cosine"
+    config.samples.update({"sampler": "ddpm", "steps": "50"})
+    config.pretrained.glide = ""
+    stages["diffusion"] = get_stage_config(8, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
+
+
+def _tokens(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """DALL-E (Ramesh et al. 2021): a Transformer over words and a picture's codes."""
+    config.model.vqgan = {
+        "num_codes": 512,
+        "code_channels": 16,
+        "latent_channels": 32,
+        "block_out_channels": (16, 32, 64),
+        "attention_levels": (False, False, True),
+        "layers_per_block": 1,
+        "norm_groups": 4,
+        "beta": 0.25,
+        "legacy": True,
+        "remat": "off",
+        "dtype": "float32",
+    }
+    config.model.transformer = {
+        "features": 96,
+        "layers": 3,
+        "heads": 3,
+        "head_channels": 32,
+        "text_length": 25,
+        "dropout_rate": 0.0,
+        "remat": "off",
+        "dtype": "float32",
+    }
+    config.pretrained.update({"vqgan": "", "transformer": ""})
+    stages["autoencoder"] = get_stage_config(8, 800, learning_rate=1e-2)
+    stages["vqgan"] = get_stage_config(8, 800, ema_decay=0.99, learning_rate=3e-3)
+    stages["transformer"] = get_stage_config(32, 1200, learning_rate=3e-3)
+
+
+_PICTURES = {"widths": (32, 64, 96), "norm_groups": 8}
+
+
+def _variational(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """A text-conditional variational autoencoder (Kingma & Welling 2014; Sohn et al. 2015)."""
+    config.model.vae = {"latents": 64, **_PICTURES}
+    config.pretrained.vae = ""
+    stages["variational"] = get_stage_config(32, 2000, ema_decay=0.99, learning_rate=3e-3)
+
+
+def _adversarial(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """A text-conditional GAN (Reed et al. 2016; Zhang et al. 2017)."""
+    config.model.generator = {"latents": 64, "condition": 64, **_PICTURES}
+    config.model.discriminator = {**_PICTURES}
+    config.pretrained.update({"generator": "", "discriminator": ""})
+    adam = {"name": "adam", "b1": 0.0, "b2": 0.99, "schedule": "constant", "clip_norm": 0.0}
+    stages["adversarial"] = get_stage_config(32, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
+
+
+_RECIPES = {
+    "latent": _latent,
+    "pixels": _pixels,
+    "tokens": _tokens,
+    "variational": _variational,
+    "adversarial": _adversarial,
+}
+
+
+def get_published_config(family: str, data_dir: str) -> ConfigDict:
+    """Published networks of a family, on COCO's captions.
+
+    - `latent`: Stable Diffusion 1.5 at 512 px, whose folder `pretrained.sd` gives; nothing trains.
+    - `pixels`: GLIDE's filtered model at 64 px, whose file `pretrained.glide` gives.
+    - `tokens`: DALL-E's settings at 256 px over VQGAN's codes; the VQGAN is given.
+    - `variational`, `adversarial`: the small networks, at 64 px, on CLIP ViT-B/32's texts.
+
+    Args:
+        family: Of `FAMILIES`.
+        data_dir: COCO's folder.
+    """
+    config = get_config(family)
+    config.about = f"Pictures of COCO's captions, family {family}, at a published size."
+    config.data.update({"name": "coco", "path": data_dir, "split": "train2014", "workers": 4})
+    towers = {"context_length": 77, "vocabulary_size": 49_408, "head_channels": 64}
+    if family == "latent":
+        config.data.image_size = 512
+        config.model.vae = {"remat": "off", "dtype": "float32"}
+        config.model.unet = {"remat": "off", "dtype": "bfloat16", "context_features": 768}
+        config.model.text_encoder = {"text_width": 768, "text_layers": 12, "dtype": "float32"}
+        config.diffusion.prediction = "epsilon"
+        config.samples.update({"guidance_scale": 6.5, "steps": "leading50+1"})
+        config.stages = {}
+        return config
+    config.data.image_size = 64
+    config.model.clip = {**PUBLISHED["ViT-B/32"], **towers}
+    config.stages.pop("clip")
+    if family == "pixels":
+        config.model.unet.update(
+            {
+                "model_channels": 192,
+                "channel_mult": (1.0, 2.0, 3.0, 4.0),
+                "num_res_blocks": 3,
+                "attention_resolutions": (32, 16, 8),
+                "num_head_channels": 64,
+                "learned_variance": True,
+                "dtype": "bfloat16",
+            }
+        )
+        config.model.text_encoder = {
+            "text_length": 128,
+            "text_width": 512,
+            "text_layers": 16,
+            "text_heads": 8,
+            "vocabulary_size": 50_257,
+        }
+        config.diffusion.update({"prediction": "epsilon", "caption_dropout": 0.2})
+        config.samples.guidance_scale = 2.0
+    return config

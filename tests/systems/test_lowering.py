@@ -5,6 +5,7 @@ attention is masked and in bfloat16, with one layer of its six (25 seconds of on
 the slow ones the whole step of every stage of every recipe, and requests at the published sizes.
 """
 
+import importlib
 import io
 import json
 import pickle
@@ -33,6 +34,7 @@ from vljax.systems.sdg import method as sdg
 from vljax.systems.shape_guided.batch import Wish, make_batch
 from vljax.systems.shape_guided.method import generate, invert
 from vljax.systems.shape_guided.model import make_tokenizer
+from vljax.systems.text2image import families as text2image
 from vljax.systems.voi import use as voi
 from vljax.training.weights import stages_to_train
 
@@ -40,7 +42,8 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     *("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery", "cdd_icm_iclevr"),
     *("pjx_vqax", "pjx_actx", "semani_diff_coco", "semani_trans_cub"),
-    "captioner_coco",
+    *("captioner_coco", "text2image_coco", "text2image_pixels_coco", "text2image_tokens_coco"),
+    *("text2image_variational_coco", "text2image_adversarial_coco"),
 )
 # The published recipes of Shape-Guided and SeMani-Diff train nothing.
 PUBLISHED = (
@@ -171,7 +174,7 @@ def is_fused(lowered):
 @pytest.mark.parametrize(
     "opened",
     cases("small", "sdg_ffhq", "shape_guided_coco", "pjx_vqax", "semani_diff_coco", slow=False)
-    + cases("small", "captioner_coco", slow=False)
+    + cases("small", "captioner_coco", "text2image_adversarial_coco", slow=False)
     + cases("small", "semani_trans_cub", slow=False)
     + cases("shallow", "voi_django", slow=False),
     indirect=True,
@@ -362,3 +365,25 @@ def test_captions_of_captioner(opened):
         assert found.tokens.shape == (1, config.data.max_words + 1)
         (program,) = lowered
         assert not is_fused(program)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    cases("small", "text2image_pixels_coco", slow=False)
+    + cases(
+        *("small", "text2image_coco", "text2image_tokens_coco"),
+        *("text2image_variational_coco", "text2image_adversarial_coco"),
+        slow=True,
+    ),
+    indirect=True,
+)
+def test_pictures_of_text2image(opened, monkeypatch):
+    config, _, skeleton = opened
+    module = importlib.import_module(f"vljax.systems.text2image.families.{config.family}")
+    lowered = lower_instead(monkeypatch, module, "draw_batch")
+    wish = text2image.Wish(("a red star",) * 2, (0, 1), steps="leading4").filled(config)
+    side = config.data.image_size
+    made = text2image.FAMILIES[config.family].draw(skeleton, config, wish, None)
+    assert made.shape == (2, side, side, 3)
+    (program,) = lowered
+    assert not is_fused(program)

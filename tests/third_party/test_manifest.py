@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SYSTEMS = {
     *("sdg", "voi", "shape_guided", "pjx", "cdd_icm", "semani_trans", "semani_diff"),
-    "captioner",
+    *("captioner", "text2image"),
 }
 FIELDS = {"title", "origin", "licence", "systems", "configs", "used_for", "files"}
 

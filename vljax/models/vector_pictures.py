@@ -10,7 +10,7 @@ All pictures are square; a level halves them, down to 4×4 and less for three le
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +149,12 @@ class TextVAE(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.latents = latents
-        sizes = {"side": side, "embedding": embedding, "widths": widths, "rngs": rngs}
+        sizes: dict[str, Any] = {
+            "side": side,
+            "embedding": embedding,
+            "widths": widths,
+            "rngs": rngs,
+        }
         self.encoder = Viewer(features=2 * latents, norm_groups=norm_groups, **sizes)
         self.decoder = Drawer(latents=latents, norm_groups=norm_groups, **sizes)
         self.log_scale = nnx.Param(jnp.zeros(()))

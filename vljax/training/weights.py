@@ -141,7 +141,7 @@ def initial(make_model: Any, skeleton: Any, config: ConfigDict, mesh: Mesh) -> d
     draw = jax.jit(lambda: named_parameters(make_model()), out_shardings=shardings)
     # It runs once, and a CPU compiles it three times as fast without LLVM's optimizations.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"} if on_cpu else {}
     parameters = draw.lower().compile(compiler_options=options)()
     for name, value in pretrained_parameters(skeleton, config).items():
         parameters[name] = meshes.place(value, shardings[name])

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
@@ -28,6 +28,7 @@ from vljax.metrics.report import Report, Row
 from vljax.models.clip import CLIP
 from vljax.models.parameters import named_parameters
 from vljax.ops.pixels import to_unit
+from vljax.ops.similarity import normalise
 from vljax.pretrained import networks
 from vljax.request import File, option
 from vljax.systems.text2image.families import FAMILIES, Wish
@@ -96,7 +97,8 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
             values |= right
         return Row(TABLE, method, {**values, **more})
 
-    rows, figures = [], {}
+    rows: list[Row] = []
+    figures: dict[str, np.ndarray] = {}
     for method, candidates, changed in _ways(config, judging):
         made, seconds = _draw(model, config, judging, texts, candidates, changed)
         told: dict[str, Any] = {"seconds a picture": seconds}
@@ -110,7 +112,7 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
     if clip is not None:
         words = make_tokenizer(config)(texts, clip.context_length, warn=False)
         found = _nearest(clip, config, words)
-        rows.append(row("nearest training picture by CLIP", np.stack([found, found], axis=1)))
+        rows.append(row("nearest training pictures by CLIP", found))
     if classes:
         chance = {"shape right": 1 / len(SHAPES), "colour right": 1 / len(COLOURS)}
         chance["both right"] = chance["shape right"] * chance["colour right"]
@@ -203,23 +205,16 @@ def _bits(model: Text2Image, config: ConfigDict, judging: Judging) -> float:
     return float(family.bits(model, config, batch, jax.random.key(judging.seed)).mean())
 
 
-def _nearest(clip: CLIP, config: ConfigDict, tokens: np.ndarray) -> UInt8[np.ndarray, "g h w 3"]:
-    """Retrieval as generation: of 1,000 training pictures the one that CLIP finds best."""
+def _nearest(clip: CLIP, config: ConfigDict, tokens: np.ndarray) -> UInt8[np.ndarray, "g 2 h w 3"]:
+    """Retrieval as generation: of 1,000 training pictures the two that CLIP finds best."""
     source, side = open_captions(config), config.data.image_size
     count = min(1000, len(source))
     pictures = np.stack([resize_and_crop(source[i]["image"], side) for i in range(count)])
     embed: Callable = jax.jit(lambda pictures: clip.encode_image(to_unit(pictures)))
     seen = features_of(embed, pictures, 50)
     asked = jax.jit(CLIP.encode_text)(clip, jnp.asarray(tokens))
-    return pictures[np.asarray(_similar(jnp.asarray(seen), asked)).argmax(1)]
-
-
-@jax.jit
-def _similar(a: Float[Array, "n e"], b: Float[Array, "g e"]) -> Float[Array, "g n"]:
-    def unit(x: Array) -> Array:
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-    return unit(b) @ unit(a).T
+    similar = np.asarray(normalise(asked) @ normalise(jnp.asarray(seen)).T)
+    return pictures[np.argsort(-similar, axis=1)[:, :2]]
 
 
 def _judging_clip(

@@ -103,7 +103,7 @@ def _adversarial(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
     return {"generator": generator, "discriminator": discriminator}
 
 
-def _sizes(config: ConfigDict) -> dict[str, int]:
+def _sizes(config: ConfigDict) -> dict[str, Any]:
     return {"side": config.data.image_size, "embedding": config.model.clip.embed_dim}
 
 

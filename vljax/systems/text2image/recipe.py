@@ -71,6 +71,9 @@ def get_config(family: str = "latent") -> ConfigDict:
         "schedule": "scaled_linear",
         "num_steps": 1000,
         "prediction": "v",
+        # Of DDIM in latents: whether it ends in a clean picture, or at the first noise level as
+        # diffusers' does.
+        "clean_end": True,
         # The share of examples that are trained without their caption.
         "caption_dropout": 0.1,
     }
@@ -267,7 +270,7 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
         config.model.vae = {"remat": "off", "dtype": "float32"}
         config.model.unet = {"remat": "off", "dtype": "bfloat16", "context_features": 768}
         config.model.text_encoder = {"text_width": 768, "text_layers": 12, "dtype": "float32"}
-        config.diffusion.prediction = "epsilon"
+        config.diffusion.update({"prediction": "epsilon", "clean_end": False})
         config.samples.update({"guidance_scale": 6.5, "steps": "leading50+1"})
         config.stages = {}
         return config

@@ -18,7 +18,7 @@ from vljax.diffusion.progress import Progress
 from vljax.models.vector_pictures import Viewer
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage, told
-from vljax.systems.text2image.model import Text2Image, make_tokenizer
+from vljax.systems.text2image.model import make_tokenizer
 from vljax.training.stage import Stage
 
 
@@ -69,11 +69,10 @@ def _loss(config: ConfigDict) -> Any:
 
 @jax.jit
 def draw_batch(
-    model: Text2Image, tokens: Int[Array, "b n"], keys: Key[Array, " b"]
+    model: Any, tokens: Int[Array, "b n"], keys: Key[Array, " b"]
 ) -> UInt8[Array, "b h w 3"]:
     """The pictures, one pass."""
-    generator: Any = model.generator
-    return to_pixels(generator(told(model, tokens), keys)[0])
+    return to_pixels(model.generator(told(model, tokens), keys)[0])
 
 
 def draw(

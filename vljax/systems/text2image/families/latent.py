@@ -167,7 +167,8 @@ def draw(
         config,
         wish.steps or "",
         wish.strength if wish.image is not None else 1.0,
-        clean_end=config.diffusion.get("clean_end", True),
+        # Of the others in diffusers, too, only DDIM ends at the first noise level.
+        clean_end=config.diffusion.clean_end or wish.sampler != "ddim",
     )
     batch = Batch(
         jnp.asarray(tokenizer(wish.texts, sd.tokens)),

@@ -28,7 +28,7 @@ from vljax.systems.text2image.families.family import (
     make_stage,
     open_captions,
 )
-from vljax.systems.text2image.model import Text2Image, make_tokenizer
+from vljax.systems.text2image.model import make_tokenizer
 from vljax.training.stage import Stage
 
 # Of the encoder's learning rate, where codes begin as centres of its encodings.
@@ -134,7 +134,7 @@ def _drawing_loss(config: ConfigDict) -> Any:
 
 @jax.jit
 def draw_batch(
-    model: Text2Image,
+    model: Any,
     text: Int[Array, "b t"],
     keys: Key[Array, " b"],
     temperature: Float[Array, ""],

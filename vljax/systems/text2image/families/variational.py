@@ -17,7 +17,7 @@ from vljax.diffusion.likelihood import discretized_gaussian_log_likelihood
 from vljax.diffusion.progress import Progress
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage, told
-from vljax.systems.text2image.model import Text2Image, make_tokenizer
+from vljax.systems.text2image.model import make_tokenizer
 from vljax.training.stage import Stage
 
 
@@ -46,10 +46,10 @@ def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
 
 @jax.jit
 def draw_batch(
-    model: Text2Image, tokens: Int[Array, "b n"], keys: Key[Array, " b"]
+    model: Any, tokens: Int[Array, "b n"], keys: Key[Array, " b"]
 ) -> UInt8[Array, "b h w 3"]:
     """The means of pictures at codes drawn from the prior."""
-    vae: Any = model.vae
+    vae = model.vae
     z = jax.vmap(lambda key: jax.random.normal(key, (vae.latents,)))(keys)
     return to_pixels(vae.draw(z, told(model, tokens)))
 
@@ -64,9 +64,9 @@ def draw(
 
 @jax.jit
 def _bound(
-    model: Text2Image, images: UInt8[Array, "b h w 3"], tokens: Int[Array, "b n"], key: Array
+    model: Any, images: UInt8[Array, "b h w 3"], tokens: Int[Array, "b n"], key: Array
 ) -> Float[Array, " b"]:
-    vae: Any = model.vae
+    vae = model.vae
     x = to_unit(images)
     noise = jax.random.normal(key, (len(x), vae.latents))
     drawn, divergence = vae(x, told(model, tokens), noise)

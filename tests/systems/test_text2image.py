@@ -1,0 +1,309 @@
+"""text2image: each family's stages and pictures; Stable Diffusion's folders as in diffusers."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vljax import pretrained
+from vljax.diffusion.noise import start_noise
+from vljax.doors import parse_config
+from vljax.errors import UserError
+from vljax.models.parameters import named_parameters, with_parameters
+from vljax.ops.pixels import to_unit
+from vljax.request import check
+from vljax.systems.text2image import FAMILIES, SYSTEM, get_config
+from vljax.systems.text2image.evaluation import TABLE, Judging
+from vljax.systems.text2image.families import FAMILIES as DRAW
+from vljax.systems.text2image.families import Wish, latent
+from vljax.systems.text2image.model import make_model, make_tokenizer
+from vljax.systems.text2image.use import Request
+from vljax.systems.text2image.use import generate as draw_request
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+ROOT = Path(__file__).parents[2]
+CLIP = {"vision_layers": 1, "vision_width": 16, "text_width": 16, "text_layers": 1}
+CLIP |= {"embed_dim": 8, "head_channels": 8}
+LEVEL = {"block_out_channels": (8,), "norm_groups": 8, "layers_per_block": 1}
+PICTURES = {"widths": (8, 8), "norm_groups": 8}
+TINY = {
+    "latent": {
+        "text_encoder": CLIP,
+        "vae": {"block_out_channels": (8, 8), "norm_groups": 8},
+        "unet": {**LEVEL, "attention_levels": (True,), "num_heads": (2,), "context_features": 16},
+    },
+    "pixels": {
+        "unet": {
+            **{"model_channels": 8, "channel_mult": (1.0, 1.0), "norm_groups": 8},
+            **{"num_head_channels": 8, "attention_resolutions": ()},
+        },
+        "text_encoder": {"text_width": 8, "text_layers": 1, "text_heads": 2},
+    },
+    "tokens": {
+        "vqgan": {"num_codes": 8, "block_out_channels": (8, 8, 8), "attention_levels": (False,) * 3}
+        | {"code_channels": 4, "latent_channels": 4},
+        "transformer": {"features": 16, "layers": 1, "heads": 2, "head_channels": 8},
+    },
+    "variational": {"vae": {"latents": 4, **PICTURES}},
+    "adversarial": {
+        "generator": {"latents": 4, "condition": 8, **PICTURES},
+        "discriminator": PICTURES,
+    },
+}
+
+
+def tiny_config(family):
+    """The recipe on scenes with networks that compile quickly."""
+    config = get_config(family)
+    if config.model.clip:
+        config.model.clip.update(CLIP)
+    for part, fields in TINY[family].items():
+        config.model[part].update(fields)
+    config.samples.update({"steps": "leading2" if family == "latent" else "2", "count": 2})
+    config.compilation_cache = ""
+    return config
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def opened(request):
+    """A family's tiny model of random weights, and its config."""
+    config = tiny_config(request.param)
+    model = jax.jit(lambda: make_model(config))()
+    # What begins at zero, or nearly, draws the same of all texts.
+    shaken = {
+        name: value + 0.3 * np.random.default_rng(i).normal(size=value.shape).astype(np.float32)
+        for i, (name, value) in enumerate(named_parameters(model).items())
+    }
+    if config.family == "tokens":  # words that are heard among the codes' positions
+        shaken["transformer.text_emb.weight"] = 10 * shaken["transformer.text_emb.weight"]
+    return config, with_parameters(model, {n: jnp.asarray(v) for n, v in shaken.items()})
+
+
+def test_the_last_stage_has_gradients_for_what_it_trains(opened):
+    """Of the others `test_lowering` has the gradients' programs."""
+    config, model = opened
+    for stage in SYSTEM.stages(config)[-1:]:
+        rng = np.random.default_rng(0)
+        examples = [stage.transform(stage.source[i], rng) for i in range(4)]
+        batch = {n: jnp.asarray(np.stack([e[n] for e in examples])) for n in examples[0]}
+        gradient, metrics = jax.jit(
+            lambda m, b, s=stage: jax.grad(lambda m: s.loss(m, b, jax.random.key(0)), has_aux=True)(
+                m
+            )
+        )(model, batch)
+        assert all(np.isfinite(v) for v in jax.tree.leaves(metrics))
+        moved = {n for n, g in named_parameters(gradient).items() if np.abs(g).max() > 0}
+        for pattern, _ in stage.train:
+            assert any(re.match(pattern, n) for n in moved), (stage.name, pattern)
+        learns = {n.partition(".")[0] for n in moved}
+        trained = {p.partition("\\")[0] for p, _ in stage.train}
+        assert learns == trained, stage.name
+
+
+def test_a_text_is_drawn_and_nothing_recompiles(opened, compilations):
+    config, model = opened
+    family = DRAW[config.family]
+
+    def drawn(text="a red star", first=0, **how):
+        wish = Wish((text,) * 2, (first, first + 1), **how).filled(config)
+        return np.asarray(family.draw(model, config, wish, None))
+
+    one = drawn()
+    side = config.data.image_size
+    assert (one.dtype, one.shape) == (np.uint8, (2, side, side, 3))
+    assert not np.array_equal(one[0], one[1])
+    compilations()
+    other = drawn("a blue circle")
+    assert not np.array_equal(one, other)
+    np.testing.assert_array_equal(drawn(first=1)[0], one[1])  # a picture has its own seed only
+    if "guidance_scale" in family.heeds:
+        assert not np.array_equal(drawn(guidance_scale=4.0, negative="gray"), one)
+    if "temperature" in family.heeds:
+        drawn(temperature=0.5, top_k=3)
+    assert compilations() == 0
+
+
+def test_a_request(opened):
+    config, model = opened
+    request = Request(prompt=("a red star", "a blue heart"), count=2, candidates=2, seed=3)
+    made = {one.name: one for one in draw_request(model, config, request)}
+    assert list(made) == [
+        *(f"picture_{t:02d}_{i:02d}.png" for t in range(2) for i in range(2)),
+        "sheet.png",
+    ]
+    told = made["picture_01_01.png"].settings
+    assert (told["prompt"], told["seed"], told["family"]) == ("a blue heart", "4", config.family)
+    # The better of two candidates is what comes back.
+    alone = [
+        next(iter(draw_request(model, config, Request(prompt=("a red star",), count=1, seed=s))))
+        for s in (3, 5)
+    ]
+    scores = [float(one.settings["CLIP cosine"]) for one in alone]
+    best = alone[int(np.argmax(scores))].value
+    np.testing.assert_array_equal(made["picture_00_00.png"].value, best)
+
+
+def test_the_table(opened):
+    config, model = opened
+    judging = Judging(num_texts=3, each=2, real=100, candidates=2)
+    check(judging)
+    report = SYSTEM.judge(model, config, judging)
+    rows = report.tables()[TABLE]
+    first, nearest = rows[0], rows[-2]
+    assert rows[-1]["method"] == "chance"
+    assert nearest["method"] == "nearest training pictures by CLIP"
+    assert nearest["shape right"] >= 0
+    assert first["seconds a picture"] > 0
+    assert first["parameters"] > 0
+    assert ("bits/dim" in first) == (DRAW[config.family].bits is not None)
+    if "bits/dim" in first:
+        assert first["bits/dim"] > 0
+    assert len(report.figures) == len(rows) - 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("prompt", None, "--prompt is missing"),
+        ("mask", np.ones((8, 8, 3), np.uint8), "--mask"),
+        ("steps", "4", "--steps"),
+        ("height", 33, "--height"),
+    ],
+)
+def test_what_cannot_be_is_told(opened, field, value, message):
+    config, model = opened
+    request = Request(**{"prompt": ("a red star",), field: value})
+    heeded = DRAW[config.family].heeds
+    if field == "steps" and field in heeded:
+        pytest.skip("this family has steps")
+    with pytest.raises(UserError, match=message):
+        list(draw_request(model, config, request))
+
+
+def test_unknown_families_stages_and_missing_clips_are_told():
+    with pytest.raises(UserError, match="choose one of latent, pixels"):
+        get_config("flow")
+    config = get_config("tokens")
+    config.stages.polish = config.stages.transformer
+    with pytest.raises(UserError, match=r"stages\.polish: the family 'tokens' has clip"):
+        SYSTEM.stages(config)
+    config = get_config("variational")
+    del config.stages["clip"]
+    with pytest.raises(UserError, match=r"no CLIP is trained.*pretrained\.clip"):
+        SYSTEM.stages(config)
+
+
+# Stable Diffusion's folders ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tiny_stable_diffusion):
+    """A folder's model and config, and its peers' networks."""
+    folder, networks = tiny_stable_diffusion
+    recipe = str(ROOT / "configs" / "text2image_coco.py")
+    flags = (f"--config.pretrained.sd={folder}", "--config.data.image_size=16")
+    config, _ = parse_config(
+        ("--config", f"{recipe}:{folder}", *flags, "--config.model.unet.dtype=float32")
+    )
+    model = jax.eval_shape(lambda: make_model(config))
+    model.sd = pretrained.load(model.sd, folder)
+    return config, jax.tree.map(jnp.asarray, model), networks
+
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+TEXT, NEGATIVE = "a red star", "gray ground"
+
+
+def pipeline_of(kind, networks, scheduler):
+    unet, vae, text_encoder = networks
+    unet.register_to_config(sample_size=64)  # pipelines that change pictures ask
+    made = kind(
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=None,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def peers(torch, diffusers, config, networks, sampler):
+    """A scheduler of ten steps and the embedded texts, as `diffusers` takes them."""
+    if sampler == "ddim":
+        more = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+        scheduler, steps = diffusers.DDIMScheduler(**SCHEDULE, **more), "leading10+1"
+    else:
+        more = {"timestep_spacing": "trailing", "final_sigmas_type": "zero"}
+        scheduler = diffusers.DPMSolverMultistepScheduler(**SCHEDULE, **more)
+        steps = "trailing10"
+    tokens = torch.from_numpy(make_tokenizer(config)([TEXT, NEGATIVE], 77)).long()
+    with torch.no_grad():
+        embedded = networks[2](tokens).last_hidden_state
+    told = {"prompt_embeds": embedded[:1], "negative_prompt_embeds": embedded[1:]}
+    return scheduler, steps, {**told, "num_inference_steps": 10, "output_type": "np"}
+
+
+def noise_of(seed, side, torch):
+    """Our noise in their layout."""
+    key = jax.vmap(jax.random.key)(jnp.array([seed], jnp.uint32))
+    noise = np.moveaxis(np.asarray(start_noise(key, (side, side, 4))), -1, 1)
+    return torch.from_numpy(noise.copy())
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+def test_a_prompt_becomes_diffusers_picture(published, sampler):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    config, model, networks = published
+    scheduler, steps, told = peers(torch, diffusers, config, networks, sampler)
+    pipeline = pipeline_of(diffusers.StableDiffusionPipeline, networks, scheduler)
+    expected = pipeline(
+        **told, guidance_scale=7.5, height=16, width=16, latents=noise_of(7, 8, torch)
+    ).images[0]
+    wish = Wish((TEXT,), (7,), NEGATIVE, 6.5, sampler, steps).filled(config)
+    ours = np.asarray(latent.draw(model, config, wish))[0]
+    np.testing.assert_allclose(ours / 255, expected, atol=0.5 / 255 + 1e-3)
+    assert expected.std() > 0.01
+    plain = np.asarray(latent.draw(model, config, Wish((TEXT,), (7,)).filled(config)))[0]
+    assert np.abs(plain / 255 - expected).max() > 0.01  # scale and negative prompt matter
+
+
+@pytest.mark.parametrize("kind", ["picture", "mask"])
+def test_pictures_are_changed_as_diffusers_changes_them(published, kind, monkeypatch):
+    """Image to image at strength 0.6, and under a mask with the network that knows no masks."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    config, model, networks = published
+    scheduler, steps, told = peers(torch, diffusers, config, networks, "ddim")
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    mask = np.zeros((16, 16), bool)
+    mask[4:12, 2:10] = True
+    noise = noise_of(3, 8, torch)
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.moveaxis(np.asarray(to_unit(image)), -1, 0)[None].copy())
+        latents = networks[1].encode(pixels).latent_dist.mode() * 0.18215
+    module = "img2img" if kind == "picture" else "inpaint"
+    file = f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_{module}"
+    monkeypatch.setattr(f"{file}.randn_tensor", lambda *_, **__: noise)
+    monkeypatch.setattr(f"{file}.retrieve_latents", lambda *_, **__: latents / 0.18215)
+    strength = 0.6 if kind == "picture" else 1.0
+    given = {"image": pixels, "strength": strength, "guidance_scale": 7.5}
+    if kind == "picture":
+        made = pipeline_of(diffusers.StableDiffusionImg2ImgPipeline, networks, scheduler)
+    else:
+        made = pipeline_of(diffusers.StableDiffusionInpaintPipeline, networks, scheduler)
+        given |= {"mask_image": torch.from_numpy(mask[None, None].astype(np.float32))}
+        given |= {"height": 16, "width": 16, "latents": noise}
+    expected = made(**told, **given).images[0]
+    how = {"image": image, "strength": strength, "mask": mask if kind == "mask" else None}
+    wish = Wish((TEXT,), (3,), NEGATIVE, 6.5, "ddim", steps, **how).filled(config)
+    ours = np.asarray(latent.draw(model, config, wish))[0]
+    np.testing.assert_allclose(ours / 255, expected, atol=0.5 / 255 + 1e-3)

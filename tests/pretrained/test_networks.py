@@ -20,6 +20,7 @@ from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.folders.families import FAMILIES
 from vljax.models.parameters import named_parameters, with_parameters
+from vljax.models.prior import PriorTransformer
 from vljax.models.resnet import ResNet, normalise_pixels
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.models.vqgan import VQGAN
@@ -56,6 +57,13 @@ MADE = {
         "num_codes": 7,
         "attention_levels": (False, True),
     },
+    PriorTransformer: {
+        "embedding": 12,
+        "text_length": 5,
+        "layers": 2,
+        "heads": 3,
+        "head_channels": 8,
+    },
     TextTransformer: {**TOWER, "vocabulary_size": 600, "activation": "gelu"},
     CLIP: {**TOWER, **PICTURES, "vocabulary_size": 600},
     CLIPSeg: {
@@ -77,6 +85,7 @@ THEIRS = {
     ConditionalUNet: "UNet2DConditionModel",
     AutoencoderKL: "AutoencoderKL",
     VQGAN: "VQModel",
+    PriorTransformer: "PriorTransformer",
     TextTransformer: "CLIPTextModel",
     CLIP: "CLIPModel",
     CLIPSeg: "CLIPSegForImageSegmentation",
@@ -151,6 +160,17 @@ def vqgan_outputs(ours, theirs):
     yield from zip(seen, (last(encoded), last(theirs.decode(encoded).sample)), strict=True)
 
 
+def prior_outputs(ours, theirs):
+    rng = np.random.default_rng(1)
+    noisy, text, hidden = (
+        rng.standard_normal(s, np.float32) for s in ((2, 12), (2, 12), (2, 5, 12))
+    )
+    times, real = np.array([3, 700]), np.arange(5) < np.array([[5], [2]])
+    seen = jax.jit(lambda m, *a: m.unwhiten(m(*a)))(ours, noisy, times, text, hidden, real)
+    given = (torch.from_numpy(a) for a in (noisy, times, text, hidden, real))
+    yield seen, theirs.post_process_latents(theirs(*given).predicted_image_embedding)
+
+
 def text_outputs(ours, theirs):
     seen = jax.jit(lambda m, t: m.hidden_states(t))(ours, TOKENS)
     yield seen, theirs(torch.from_numpy(TOKENS)).last_hidden_state
@@ -183,6 +203,7 @@ OUTPUTS = {
     ConditionalUNet: unet_outputs,
     AutoencoderKL: autoencoder_outputs,
     VQGAN: vqgan_outputs,
+    PriorTransformer: prior_outputs,
     TextTransformer: text_outputs,
     CLIP: clip_outputs,
     CLIPSeg: clipseg_outputs,

@@ -56,8 +56,8 @@ def load(
             pipeline, those of each of its networks.
 
     Returns:
-        A `ConditionalUNet`, `AutoencoderKL`, `VQGAN`, `TextTransformer`, `CLIP`, `CLIPSeg`,
-        `ResNet` or `StableDiffusion`.
+        A `ConditionalUNet`, `AutoencoderKL`, `VQGAN`, `PriorTransformer`, `TextTransformer`,
+        `CLIP`, `CLIPSeg`, `ResNet` or `StableDiffusion`.
 
     Raises:
         UserError: nothing is there, it is of no family that vljax builds, an argument is none of

@@ -15,6 +15,7 @@ from vljax.models.folders.pipeline import (
     predicts,
     stable_diffusion_arguments,
 )
+from vljax.models.folders.prior import prior_arguments
 from vljax.models.folders.resnet import resnet_arguments
 from vljax.models.folders.text import text_tower_arguments
 from vljax.models.folders.unet import unet_arguments
@@ -27,6 +28,7 @@ __all__ = [
     "drawing_arguments",
     "inpainting_arguments",
     "predicts",
+    "prior_arguments",
     "resnet_arguments",
     "stable_diffusion_arguments",
     "text_tower_arguments",

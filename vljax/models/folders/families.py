@@ -17,10 +17,12 @@ from vljax.models.folders.autoencoder import autoencoder_arguments, autoencoder_
 from vljax.models.folders.clip import clip_arguments, clip_files
 from vljax.models.folders.clipseg import clipseg_arguments, clipseg_files
 from vljax.models.folders.configs import Files, Folder, read_json
+from vljax.models.folders.prior import prior_arguments, prior_files
 from vljax.models.folders.resnet import classifier_arguments, resnet_files
 from vljax.models.folders.text import text_tower_arguments, text_tower_files
 from vljax.models.folders.unet import unet_arguments, unet_files
 from vljax.models.folders.vqgan import vqgan_arguments, vqgan_files
+from vljax.models.prior import PriorTransformer
 from vljax.models.resnet import ResNet
 from vljax.models.vqgan import VQGAN
 
@@ -54,6 +56,7 @@ FAMILIES = (
     Family(ConditionalUNet, "UNet2DConditionModel", "diffusers", unet_arguments, unet_files),
     Family(AutoencoderKL, "AutoencoderKL", "diffusers", autoencoder_arguments, autoencoder_files),
     Family(VQGAN, "VQModel", "diffusers", vqgan_arguments, vqgan_files),
+    Family(PriorTransformer, "PriorTransformer", "diffusers", prior_arguments, prior_files),
     Family(
         TextTransformer, "clip_text_model", "transformers", text_tower_arguments, text_tower_files
     ),

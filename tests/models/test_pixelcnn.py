@@ -101,13 +101,24 @@ def test_values_are_drawn_as_often_as_they_are_likely(compilations):
     likeliest = np.asarray(draw(model, context, keys, **{**how, "temperature": jnp.float32(0)}))
     assert compilations() == 0
     assert (likeliest == likeliest[0]).all()
-    # Greedily, value by value, by the whole network.
-    values = np.zeros((1, 2, 1, 2), np.int32)
-    for place in ((0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)):
-        values[0][place] = int(np.argmax(model(values, context[:1])[0][place]))
-    np.testing.assert_array_equal(likeliest[0], values[0])
     swapped = np.asarray(draw(model, context, keys[::-1], **how))
     np.testing.assert_array_equal(swapped[::-1], drawn)
+
+
+def test_what_drawing_remembers_is_what_a_pass_has():
+    """The same noise on the whole network's log p gives the same values, past a layer's reach."""
+    model, size = network(channels=2, levels=3), (3, 5)
+    context = jnp.array([[1.0, -1, 2], [0, 2, -1]])
+    keys = jax.random.split(jax.random.key(0), 2)
+    drawn = jax.jit(PixelCNN.draw, static_argnames="size")(model, context, keys, size=size)
+    log_p = jax.nn.log_softmax(jax.jit(PixelCNN.__call__)(model, drawn, context))
+    noise = jax.vmap(
+        lambda key: jax.vmap(lambda n: jax.random.gumbel(jax.random.fold_in(key, n), (3,)))(
+            jnp.arange(30)
+        )
+    )(keys)
+    expected = (log_p.reshape(2, 30, 3) + noise).argmax(-1)
+    np.testing.assert_array_equal(drawn.reshape(2, 30), expected)
 
 
 def test_what_cannot_be_is_told():

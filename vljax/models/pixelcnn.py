@@ -9,8 +9,8 @@ Oord et al., *Neural Discrete Representation Learning*, 2017, section 4.1), as c
 
     log p(x | h) = Σᵢ log p(xᵢ | x before i, h)
 
-The likelihood is exact and takes one pass. Drawing takes a pass of the vertical stack a row and of
-one row of the horizontal stack a value, which is all that a value can change.
+The likelihood is exact and takes one pass. Drawing takes a pass of the vertical stack a row, and of
+one pixel of the horizontal stack a value, which remembers what it has read on the left.
 """
 
 import math
@@ -149,11 +149,15 @@ class Layer(nnx.Module):
         return _gated(v + upper), self.down(v) + lower
 
     def along(
-        self, x: Float[Array, "b h w i"], told: Float[Array, "b h w 2*f"]
-    ) -> Float[Array, "b h w f"]:
-        """The horizontal stack, given what the vertical one tells."""
-        h = self.out(_gated(self.horizontal(x, ((0, 0), (self.reach, 0))) + told))
-        return h if self.first else x + h
+        self, x: Float[Array, "b h w i"], told: Float[Array, "b h n 2*f"]
+    ) -> Float[Array, "b h n f"]:
+        """The horizontal stack, given what the vertical one tells: its last n columns.
+
+        Without the columns on the left that it would see, they are zeros.
+        """
+        left = max(0, told.shape[2] + self.reach - x.shape[2])
+        h = self.out(_gated(self.horizontal(x, ((0, 0), (left, 0))) + told))
+        return h if self.first else x[:, :, -h.shape[2] :] + h
 
 
 def _gated(x: Float[Array, "*b 2*f"]) -> Float[Array, "*b f"]:
@@ -263,27 +267,54 @@ class PixelCNN(nnx.Module):
             top_k: Draw among so many values; 0 for all.
         """
         height, width = size
+        count = width * self.channels
 
         def row(i: Array, values: Array) -> Array:
-            told = [
+            above = [
                 lax.dynamic_slice_in_dim(one, i, 1, axis=1)
                 for one in self._above(self.embed(values), context)
             ]
 
-            def value(n: Array, line: Array) -> Array:
+            def value(n: Array, state: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+                line, read = state
                 column, channel = n // self.channels, n % self.channels
-                logits = self._along(self.embed(line), told)[:, 0, column, channel]
-                place = i * width * self.channels + n
-                now = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-                drawn = decoding.draw(jax.nn.log_softmax(logits), now, temperature, top_k)
-                return line.at[:, 0, column, channel].set(drawn)
+                logits, read = self._at(column, read, above)
+                now = jax.vmap(lambda key: jax.random.fold_in(key, i * count + n))(keys)
+                log_p = jax.nn.log_softmax(logits[:, channel])
+                drawn = decoding.draw(log_p, now, temperature, top_k)
+                line = line.at[:, 0, column, channel].set(drawn)
+                vectors = self.embed(lax.dynamic_slice_in_dim(line, column, 1, axis=2))
+                reach = self.layers[0].reach
+                read[0] = lax.dynamic_update_slice_in_dim(read[0], vectors, column + reach, axis=2)
+                return line, read
 
             line = jnp.zeros((len(keys), 1, width, self.channels), jnp.int32)
-            line = lax.fori_loop(0, width * self.channels, value, line)
+            # What each layer reads of the row, so many zeros on its left as it reaches.
+            shape = (len(keys), 1)
+            widths = [self.embed(line).shape[-1]] + [above[0].shape[-1] // 2] * len(above)
+            read = [
+                jnp.zeros((*shape, width + layer.reach, features), self.dtype)
+                for layer, features in zip(self.layers, widths, strict=False)
+            ]
+            line, _ = lax.fori_loop(0, count, value, (line, read))
             return lax.dynamic_update_slice_in_dim(values, line, i, axis=1)
 
         blank = jnp.zeros((len(keys), height, width, self.channels), jnp.int32)
         return lax.fori_loop(0, height, row, blank)
+
+    def _at(
+        self, column: Array, read: list[Array], above: list[Array]
+    ) -> tuple[Float[Array, "b c k"], list[Array]]:
+        """Logits of one pixel of a row, given what each layer has read on its left."""
+        known: list[Array] = []
+        h = read[0]
+        for layer, room, told in zip(self.layers, read, above, strict=True):
+            if known:
+                room = lax.dynamic_update_slice_in_dim(room, h, column + layer.reach, axis=2)
+            window = lax.dynamic_slice_in_dim(room, column, layer.reach + 1, axis=2)
+            h = layer.along(window, lax.dynamic_slice_in_dim(told, column, 1, axis=2))
+            known.append(room)
+        return self._expected(h)[:, 0, 0], known
 
     def embed(self, values: Int[Array, "b h w c"]) -> Float[Array, "b h w f"]:
         """A vector for each channel's value, side by side."""
@@ -313,6 +344,9 @@ class PixelCNN(nnx.Module):
         h = vectors
         for layer, one in zip(self.layers, told, strict=True):
             h = layer.along(h, one)
+        return self._expected(h)
+
+    def _expected(self, h: Float[Array, "b h w f"]) -> Float[Array, "b h w c k"]:
         hidden, last = self.head
         logits = last(jax.nn.relu(hidden(jax.nn.relu(h)))).astype(jnp.float32)
         return logits.reshape(*h.shape[:3], self.channels, self.levels)

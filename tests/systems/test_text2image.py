@@ -68,21 +68,28 @@ def tiny_config(family):
     return config
 
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("latent", "pixels", "tokens")]
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def opened(request):
     """A family's tiny model of random weights, and its config."""
     config = tiny_config(request.param)
-    model = jax.jit(lambda: make_model(config))()
-    # What begins at zero, or nearly, draws the same of all texts.
-    shaken = {
-        name: value + 0.3 * np.random.default_rng(i).normal(size=value.shape).astype(np.float32)
-        for i, (name, value) in enumerate(named_parameters(model).items())
-    }
-    if config.family == "tokens":  # words that are heard among the codes' positions
-        shaken["transformer.text_emb.weight"] = 10 * shaken["transformer.text_emb.weight"]
-    return config, with_parameters(model, {n: jnp.asarray(v) for n, v in shaken.items()})
+    skeleton = jax.eval_shape(lambda: make_model(config))
+    rng = np.random.default_rng(0)
+
+    def drawn(name, leaf):
+        """As large as initial ones; none begins at zero, where all texts draw the same."""
+        if leaf.ndim > 1:
+            fan_in = np.prod(leaf.shape[:-1]) if "emb" not in name else 1
+            return rng.normal(0, fan_in**-0.5, leaf.shape)
+        return name.endswith(("weight", "scale")) + rng.normal(0, 0.3, leaf.shape)
+
+    weights = {name: drawn(name, leaf) for name, leaf in named_parameters(skeleton).items()}
+    return config, with_parameters(skeleton, {n: jnp.float32(v) for n, v in weights.items()})
 
 
+@pytest.mark.parametrize("opened", [*SLOW, "variational", "adversarial"], indirect=True)
 def test_the_last_stage_has_gradients_for_what_it_trains(opened):
     """Of the others `test_lowering` has the gradients' programs."""
     config, model = opened
@@ -127,6 +134,7 @@ def test_a_text_is_drawn_and_nothing_recompiles(opened, compilations):
     assert compilations() == 0
 
 
+@pytest.mark.parametrize("opened", [*SLOW[:2], "tokens", "adversarial"], indirect=True)
 def test_a_request(opened):
     config, model = opened
     request = Request(prompt=("a red star", "a blue heart"), count=2, candidates=2, seed=3)
@@ -147,6 +155,7 @@ def test_a_request(opened):
     np.testing.assert_array_equal(made["picture_00_00.png"].value, best)
 
 
+@pytest.mark.parametrize("opened", [*SLOW, "variational"], indirect=True)
 def test_the_table(opened):
     config, model = opened
     judging = Judging(num_texts=3, each=2, real=100, candidates=2)

@@ -43,6 +43,7 @@ SMALL = (
     *("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery", "cdd_icm_iclevr"),
     *("pjx_vqax", "pjx_actx", "semani_diff_coco", "semani_trans_cub"),
     *("captioner_coco", "text2image_coco", "text2image_pixels_coco", "text2image_tokens_coco"),
+    *("text2image_vqvae_coco", "text2image_pixelcnn_coco"),
     *("text2image_variational_coco", "text2image_adversarial_coco"),
 )
 # The published recipes of Shape-Guided and SeMani-Diff train nothing.
@@ -372,6 +373,7 @@ def test_captions_of_captioner(opened):
     cases("small", "text2image_pixels_coco", slow=False)
     + cases(
         *("small", "text2image_coco", "text2image_tokens_coco"),
+        *("text2image_vqvae_coco", "text2image_pixelcnn_coco"),
         *("text2image_variational_coco", "text2image_adversarial_coco"),
         slow=True,
     ),

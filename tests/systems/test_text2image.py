@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 CLIP = {"vision_layers": 1, "vision_width": 16, "text_width": 16, "text_layers": 1}
 CLIP |= {"embed_dim": 8, "head_channels": 8}
 LEVEL = {"block_out_channels": (8,), "norm_groups": 8, "layers_per_block": 1}
+MASKED = {"features": 6, "layers": 2, "kernel": 3, "first_kernel": 3, "value_features": 2}
+MASKED |= {"head_features": 6}
 PICTURES = {"widths": (8, 8), "norm_groups": 8}
 TINY = {
     "latent": {
@@ -48,6 +50,12 @@ TINY = {
         | {"code_channels": 4, "latent_channels": 4},
         "transformer": {"features": 16, "layers": 1, "heads": 2, "head_channels": 8},
     },
+    "vqvae": {
+        "vqgan": {"num_codes": 8, "block_out_channels": (8, 8, 8), "attention_levels": (False,) * 3}
+        | {"code_channels": 4, "latent_channels": 4},
+        "pixelcnn": MASKED,
+    },
+    "pixelcnn": {"pixelcnn": {"levels": 4, **MASKED}},
     "variational": {"vae": {"latents": 4, **PICTURES}},
     "adversarial": {
         "generator": {"latents": 4, "condition": 8, **PICTURES},

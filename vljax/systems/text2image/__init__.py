@@ -4,7 +4,8 @@ The lecture decks' methods side by side, each a family in `vljax.systems.text2im
 
 - `latent`, diffusion in an autoencoder's latents (Stable Diffusion's folders load);
 - `pixels`, diffusion of pixels under a text Transformer (GLIDE);
-- `tokens`, an autoregressive Transformer over words and a picture's codes (DALL-E);
+- `tokens`, an autoregressive Transformer over words and a picture's codes (DALL-E); `vqvae`, a
+  PixelCNN over the codes (VQ-VAE); `pixelcnn`, one over the pixels themselves;
 - `variational`, a text-conditional VAE;
 - `adversarial`, a text-conditional GAN (GAN-INT-CLS, StackGAN).
 

@@ -15,6 +15,7 @@ from vljax.models.clip import CLIP
 from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.folders import drawing_arguments, inpainting_arguments
 from vljax.models.glide import GLIDE
+from vljax.models.pixelcnn import PixelCNN
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.models.token_transformer import TokenTransformer
 from vljax.models.vector_pictures import Generator, TextVAE, Viewer
@@ -33,6 +34,8 @@ class Text2Image(nnx.Module):
     | `latent` | `sd`, whose text tower is a CLIP where it is trained here; `inpaint`, or None |
     | `pixels` | `glide` |
     | `tokens` | `vqgan`, `transformer` |
+    | `vqvae` | `vqgan`, `prior` |
+    | `pixelcnn` | `pixelcnn` |
     | `variational` | `vae` |
     | `adversarial` | `generator`, `discriminator` |
 
@@ -73,7 +76,7 @@ def _pixels(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
     return {"glide": GLIDE(**config.model.text_encoder, **unet, rngs=rngs)}
 
 
-def _tokens(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+def _vqgan(config: ConfigDict, rngs: nnx.Rngs) -> VQGAN:
     vqgan = VQGAN(**config.model.vqgan, rngs=rngs)
     side = config.data.image_size
     if side % vqgan.shrink:
@@ -81,15 +84,41 @@ def _tokens(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
             f"data.image_size={side}: a code stands for {vqgan.shrink} pixels each way, give a "
             "multiple"
         )
+    return vqgan
+
+
+def _tokens(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    vqgan = _vqgan(config, rngs)
     transformer = TokenTransformer(
         **config.model.transformer,
         num_codes=config.model.vqgan.num_codes,
-        grid=side // vqgan.shrink,
+        grid=config.data.image_size // vqgan.shrink,
         vocabulary_size=config.model.clip.vocabulary_size,
         vision=False,
         rngs=rngs,
     )
     return {"vqgan": vqgan, "transformer": transformer}
+
+
+def _vqvae(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    prior = PixelCNN(
+        **config.model.pixelcnn,
+        levels=config.model.vqgan.num_codes,
+        channels=1,
+        context_features=config.model.clip.embed_dim,
+        rngs=rngs,
+    )
+    return {"vqgan": _vqgan(config, rngs), "prior": prior}
+
+
+def _pixelcnn(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    if 256 % (levels := config.model.pixelcnn.levels):
+        raise UserError(
+            f"model.pixelcnn.levels={levels}: the ranges of 256 values would differ in size; give "
+            "a power of 2"
+        )
+    context = config.model.clip.embed_dim
+    return {"pixelcnn": PixelCNN(**config.model.pixelcnn, context_features=context, rngs=rngs)}
 
 
 def _variational(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
@@ -111,6 +140,8 @@ _PARTS: dict[str, Callable[[ConfigDict, nnx.Rngs], Parts]] = {
     "latent": _latent,
     "pixels": _pixels,
     "tokens": _tokens,
+    "vqvae": _vqvae,
+    "pixelcnn": _pixelcnn,
     "variational": _variational,
     "adversarial": _adversarial,
 }

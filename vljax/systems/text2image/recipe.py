@@ -10,7 +10,7 @@ from vljax.models.clip import PUBLISHED
 from vljax.training.optimizer import get_optimizer_config
 
 #: What draws: see `vljax.systems.text2image.families`.
-FAMILIES = ("latent", "pixels", "tokens", "variational", "adversarial")
+FAMILIES = ("latent", "pixels", "tokens", "vqvae", "pixelcnn", "variational", "adversarial")
 
 _TOWER = {
     "text_width": 64,
@@ -55,8 +55,8 @@ def get_config(family: str = "latent") -> ConfigDict:
     config.tokenizer = ""
     # Arguments of the parts; which a family has, its file tells.
     config.model = {
-        # Judges and ranks pictures; its texts condition `variational` and `adversarial`, and its
-        # text tower is that of `latent`.
+        # Judges and ranks pictures; its texts condition `vqvae`, `pixelcnn`, `variational` and
+        # `adversarial`, and its text tower is that of `latent`.
         "clip": _CLIP,
         "vae": {},
         "unet": {},
@@ -64,6 +64,7 @@ def get_config(family: str = "latent") -> ConfigDict:
         "inpaint": False,
         "vqgan": {},
         "transformer": {},
+        "pixelcnn": {},
         "generator": {},
         "discriminator": {},
     }
@@ -190,21 +191,31 @@ def _pixels(config: ConfigDict, stages: dict[str, Any]) -> None:
     stages["diffusion"] = get_stage_config(8, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
 
 
+_CODES = {
+    "num_codes": 512,
+    "code_channels": 16,
+    "latent_channels": 32,
+    "block_out_channels": (16, 32, 64),
+    "attention_levels": (False, False, True),
+    "layers_per_block": 1,
+    "norm_groups": 4,
+    "beta": 0.25,
+    "legacy": True,
+    "remat": "off",
+    "dtype": "float32",
+}
+
+
+def _code_stages() -> dict[str, Any]:
+    return {
+        "autoencoder": get_stage_config(8, 800, learning_rate=1e-2),
+        "vqgan": get_stage_config(8, 800, ema_decay=0.99, learning_rate=3e-3),
+    }
+
+
 def _tokens(config: ConfigDict, stages: dict[str, Any]) -> None:
     """DALL-E (Ramesh et al. 2021): a Transformer over words and a picture's codes."""
-    config.model.vqgan = {
-        "num_codes": 512,
-        "code_channels": 16,
-        "latent_channels": 32,
-        "block_out_channels": (16, 32, 64),
-        "attention_levels": (False, False, True),
-        "layers_per_block": 1,
-        "norm_groups": 4,
-        "beta": 0.25,
-        "legacy": True,
-        "remat": "off",
-        "dtype": "float32",
-    }
+    config.model.vqgan = _CODES
     config.model.transformer = {
         "features": 96,
         "layers": 3,
@@ -216,9 +227,35 @@ def _tokens(config: ConfigDict, stages: dict[str, Any]) -> None:
         "dtype": "float32",
     }
     config.pretrained.update({"vqgan": "", "transformer": ""})
-    stages["autoencoder"] = get_stage_config(8, 800, learning_rate=1e-2)
-    stages["vqgan"] = get_stage_config(8, 800, ema_decay=0.99, learning_rate=3e-3)
+    stages.update(_code_stages())
     stages["transformer"] = get_stage_config(32, 1200, learning_rate=3e-3)
+
+
+_MASKED = {"kernel": 5, "value_features": 8, "dtype": "float32"}
+
+
+def _vqvae(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """VQ-VAE (van den Oord et al. 2017): a PixelCNN over a picture's codes."""
+    config.model.vqgan = _CODES
+    config.model.pixelcnn = {
+        **_MASKED,
+        **{"first_kernel": 5, "features": 64, "layers": 5, "head_features": 128},
+        "value_features": 32,
+    }
+    config.pretrained.update({"vqgan": "", "prior": ""})
+    stages.update(_code_stages())
+    stages["prior"] = get_stage_config(32, 1500, ema_decay=0.99, learning_rate=3e-3)
+
+
+def _pixelcnn(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """Gated PixelCNN (van den Oord et al. 2016) over few levels a channel."""
+    config.model.pixelcnn = {
+        "levels": 8,
+        **_MASKED,
+        **{"first_kernel": 7, "features": 48, "layers": 5, "head_features": 96},
+    }
+    config.pretrained.pixelcnn = ""
+    stages["pixelcnn"] = get_stage_config(16, 1000, ema_decay=0.99, learning_rate=3e-3)
 
 
 _PICTURES = {"widths": (32, 64, 96), "norm_groups": 8}
@@ -244,6 +281,8 @@ _RECIPES = {
     "latent": _latent,
     "pixels": _pixels,
     "tokens": _tokens,
+    "vqvae": _vqvae,
+    "pixelcnn": _pixelcnn,
     "variational": _variational,
     "adversarial": _adversarial,
 }
@@ -255,7 +294,8 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
     - `latent`: Stable Diffusion 1.5 at 512 px, whose folder `pretrained.sd` gives; nothing trains.
     - `pixels`: GLIDE's filtered model at 64 px, whose file `pretrained.glide` gives.
     - `tokens`: DALL-E's settings at 256 px over VQGAN's codes; the VQGAN is given.
-    - `variational`, `adversarial`: the small networks, at 64 px, on CLIP ViT-B/32's texts.
+    - `vqvae`, `pixelcnn`, `variational`, `adversarial`: the small networks, at 64 px, on CLIP
+      ViT-B/32's texts.
 
     Args:
         family: Of `FAMILIES`.

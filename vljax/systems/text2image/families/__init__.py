@@ -3,15 +3,17 @@
 from vljax.systems.text2image.families import (
     adversarial,
     latent,
+    pixelcnn,
     pixels,
     tokens,
     variational,
+    vqvae,
 )
 from vljax.systems.text2image.families.family import Family, Wish
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
-    for module in (latent, pixels, tokens, variational, adversarial)
+    for module in (latent, pixels, tokens, vqvae, pixelcnn, variational, adversarial)
 }
 
 __all__ = ["FAMILIES", "Family", "Wish"]

@@ -39,6 +39,24 @@ _CODEBOOK_PICTURES = 256
 
 def stages(config: ConfigDict) -> list[Stage]:
     """`autoencoder`, `vqgan`, `transformer`: those that the config has."""
+    listed = code_stages(config)
+    if "transformer" in config.stages:
+        listed.append(
+            make_stage(
+                config,
+                "transformer",
+                _drawing_loss(config),
+                [(r"transformer\.", 1.0)],
+                config.model.clip.context_length,
+                transform=_plain_texts(config),
+                pictures=drawings(FAMILY, config),
+            )
+        )
+    return listed
+
+
+def code_stages(config: ConfigDict) -> list[Stage]:
+    """`autoencoder`, `vqgan`: those that the config has. They train the part `vqgan`."""
     length = config.model.clip.context_length
     towers = [(r"vqgan\.(?!quantize)", 1.0)]
     codes, start = [(r"vqgan\.", 1.0)], None
@@ -52,15 +70,6 @@ def stages(config: ConfigDict) -> list[Stage]:
         ),
         "vqgan": lambda name: make_stage(
             config, name, _codes_loss(config), codes, length, start=start
-        ),
-        "transformer": lambda name: make_stage(
-            config,
-            name,
-            _drawing_loss(config),
-            [(r"transformer\.", 1.0)],
-            length,
-            transform=_plain_texts(config),
-            pictures=drawings(FAMILY, config),
         ),
     }
     return [make(name) for name, make in made.items() if name in config.stages]

@@ -76,7 +76,8 @@ def tiny_config(family):
     return config
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("latent", "pixels", "tokens")]
+_SLOW = ("latent", "pixels", "tokens", "vqvae", "pixelcnn")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in _SLOW]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -97,7 +98,9 @@ def opened(request):
     return config, with_parameters(skeleton, {n: jnp.float32(v) for n, v in weights.items()})
 
 
-@pytest.mark.parametrize("opened", [*SLOW, "variational", "adversarial"], indirect=True)
+@pytest.mark.parametrize(
+    "opened", [*SLOW[:4], "pixelcnn", "variational", "adversarial"], indirect=True
+)
 def test_the_last_stage_has_gradients_for_what_it_trains(opened):
     """Of the others `test_lowering` has the gradients' programs."""
     config, model = opened
@@ -174,6 +177,9 @@ def test_the_table(opened):
     assert rows[-1]["method"] == "chance"
     assert nearest["method"] == "nearest training pictures by CLIP"
     assert nearest["shape right"] >= 0
+    assert nearest["SOA-I"] >= nearest["both right"]  # the largest object is one of all
+    assert nearest["SceneFID"] >= 0
+    assert 0 <= nearest["captioned back, accuracy"] <= 100
     assert first["seconds a picture"] > 0
     assert first["parameters"] > 0
     assert ("bits/dim" in first) == (DRAW[config.family].bits is not None)

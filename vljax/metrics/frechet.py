@@ -19,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from vljax.errors import RunError, UserError
 from vljax.models.inception import InceptionV3
@@ -132,6 +133,35 @@ def _factor(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     keep = values > len(values) * np.finfo(float).eps * max(values[-1], 0.0)
     return vectors[:, keep] * np.sqrt(values[keep])
+
+
+def object_crops(
+    pictures: Iterable[UInt8[np.ndarray, "h w 3"]],
+    boxes: Iterable[Float[np.ndarray, "k 4"]],
+    side: int,
+) -> UInt8[np.ndarray, "n side side 3"]:
+    """Every object of every picture by itself, stretched to a square: what SceneFID compares.
+
+    Sylvain et al., *Object-Centric Image Generation from Layouts* (2021): the Fréchet
+    distance of objects instead of pictures. Boxes are those of a layout, or of a detector that
+    looks at real pictures, too.
+
+    Args:
+        pictures: The pictures.
+        boxes: Of each picture its objects' x0, y0, x1, y1 in pixels, ends excluded; what is outside
+            of the picture or empty is left out.
+        side: Of the squares, in pixels.
+    """
+    found = []
+    for picture, some in zip(pictures, boxes, strict=True):
+        height, width = picture.shape[:2]
+        for box in some:
+            x0, y0 = np.floor(np.maximum(box[:2], 0)).astype(int)
+            x1, y1 = np.ceil(np.minimum(box[2:], (width, height))).astype(int)
+            if x1 > x0 and y1 > y0:
+                crop = Image.fromarray(np.ascontiguousarray(picture[y0:y1, x0:x1]))
+                found.append(np.asarray(crop.resize((side, side), Image.Resampling.BICUBIC)))
+    return np.stack(found) if found else np.zeros((0, side, side, 3), np.uint8)
 
 
 def inception_features(path: str | os.PathLike) -> Callable[[Any], Float[Array, "b 2048"]]:

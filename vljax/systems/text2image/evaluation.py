@@ -17,14 +17,23 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import image_grid, resize_and_crop
-from vljax.data.scenes import COLOURS, SHAPES
+from vljax.data.scenes import COLOURS, SHAPES, oracle
+from vljax.data.scenes.truth import named_pairs
+from vljax.data.scenes.wording import listed, words
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
 from vljax.errors import UserError
-from vljax.metrics.batches import features_of
+from vljax.metrics.batches import features_of, parts
 from vljax.metrics.diversity import load_lpips, lpips_distance
-from vljax.metrics.frechet import inception_features
+from vljax.metrics.frechet import (
+    Gaussian,
+    frechet_distance,
+    inception_features,
+    moments,
+    object_crops,
+)
 from vljax.metrics.guided import Judge, attribute_accuracy
 from vljax.metrics.report import Report, Row
+from vljax.metrics.text_fidelity import captioned_back, semantic_object_accuracy
 from vljax.models.clip import CLIP
 from vljax.models.parameters import named_parameters
 from vljax.ops.pixels import to_unit
@@ -95,8 +104,10 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
             rate = right["both right"]
             right["standard error"] = (rate * (1 - rate) / count) ** 0.5
             values |= right
+            values |= _objects(columns, pictures, texts, crops)
         return Row(TABLE, method, {**values, **more})
 
+    crops = _crops(columns, [oracle.detect(one) for one in real], real) if classes else None
     rows: list[Row] = []
     figures: dict[str, np.ndarray] = {}
     for method, candidates, changed in _ways(config, judging):
@@ -122,8 +133,48 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
         "pictures of each": judging.each,
         "seconds": "after compilation, batches of all pictures of one text",
         "judged by": columns.notes,
+        **({"SOA, SceneFID, captioned back": "the oracle's objects and words"} if classes else {}),
     }
     return Report(tuple(rows), notes, figures)
+
+
+def _objects(
+    columns: Judge,
+    pictures: UInt8[np.ndarray, "g k h w 3"],
+    texts: Sequence[str],
+    real: Gaussian | None,
+) -> dict[str, float]:
+    """What the oracle finds of what is named; its objects beside real ones; and its words."""
+    flat = pictures.reshape(-1, *pictures.shape[2:])
+    asked = [text for text in texts for _ in range(pictures.shape[1])]
+    seen = [oracle.detect(one) for one in flat]
+    named = [[(one.shape, one.colour) for one in named_pairs(words(text))] for text in asked]
+    there = [[(one.shape, one.colour) for one in some] for some in seen]
+    values = semantic_object_accuracy(named, there)
+    ours = _crops(columns, seen, flat)
+    if ours is not None and real is not None:
+        values["SceneFID"] = frechet_distance(ours, real)
+    told = [_told(some) for some in seen]
+    back = captioned_back(flat, [" ".join(words(text)) for text in asked], lambda _: told)
+    return values | {f"captioned back, {name}": value for name, value in back.items()}
+
+
+def _crops(
+    columns: Judge, seen: Sequence[Sequence[oracle.Detection]], pictures: np.ndarray
+) -> Gaussian | None:
+    """Of the oracle's objects, each by itself; None where there are fewer than two."""
+    boxes = [np.reshape([one.box for one in some], (-1, 4)) for some in seen]
+    crops = object_crops(pictures, boxes, pictures.shape[1])
+    if len(crops) < 2:
+        return None
+    return moments(columns.features, parts(crops, columns.batch_size)).finish()
+
+
+def _told(seen: Sequence[oracle.Detection]) -> str:
+    """The oracle's objects in words, the largest first: the caption that names every object."""
+    ordered = sorted(seen, key=lambda one: -one.mask.sum())
+    names = [f"a {one.colour} {one.shape}" for one in ordered]
+    return " ".join(words(f"a photo of {listed(names) if names else 'nothing'}"))
 
 
 def _ways(config: ConfigDict, judging: Judging) -> list[tuple[str, int, dict[str, float]]]:

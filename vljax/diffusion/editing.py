@@ -33,13 +33,18 @@ def guided(denoiser: Denoiser, scale: Float[Array, "*b"] | float) -> Denoiser:
         denoiser: Sees each batch twice over: the first half it conditions on the texts, the second
             on none.
         scale: w; one number, or one for each example.
+
+    A learned variance, on further channels, is that under the texts.
     """
 
     def guided_denoiser(x: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Array:
         both = denoiser(jnp.concatenate([x, x]), jnp.concatenate([t, t])).astype(jnp.float32)
         conditional, unconditional = jnp.split(both, 2)
         weight = jnp.reshape(jnp.asarray(scale, jnp.float32), (-1, 1, 1, 1))
-        return conditional + weight * (conditional - unconditional)
+        apart = weight * (conditional - unconditional)
+        if (channels := x.shape[-1]) == apart.shape[-1]:
+            return conditional + apart
+        return conditional.at[..., :channels].add(apart[..., :channels])
 
     return guided_denoiser
 

@@ -18,6 +18,39 @@ from vljax.models.layers import Embedding, LayerNorm, Linear, normal
 from vljax.models.unet import KeyValue, UNet
 from vljax.ops.attention import attention
 
+_TEXT = {
+    "text_length": 128,
+    "text_width": 512,
+    "text_layers": 16,
+    "text_heads": 8,
+    "vocabulary_size": 50_257,
+}
+_PICTURES: dict[str, Any] = {
+    "model_channels": 192,
+    "out_channels": 6,
+    "attention_resolutions": (32, 16, 8),
+    "num_head_channels": 64,
+    "dropout_rate": 0.1,
+}
+#: The arguments of `GLIDE` for the published `base.pt` and `upsample.pt`.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "base": {
+        **_TEXT,
+        **_PICTURES,
+        "image_size": 64,
+        "channel_mult": (1, 2, 3, 4),
+        "num_res_blocks": 3,
+    },
+    "upsample": {
+        **_TEXT,
+        **_PICTURES,
+        "image_size": 256,
+        "channel_mult": (1, 1, 2, 2, 4, 4),
+        "num_res_blocks": 2,
+        "in_channels": 6,
+    },
+}
+
 
 class _Attention(nnx.Module):
     """Each head's queries, keys and values lie together, as in the U-Net's attention."""

@@ -230,6 +230,7 @@ class UNet(nnx.Module):
             num_head_channels,
             norm_groups,
         )
+        self.image_size = image_size
         self.model_channels = model_channels
         self.remat = remat
         self.dtype = dtype

@@ -5,6 +5,10 @@ section 2.4. Text is normalised (NFC), white space joined, letters made small; w
 and runs of signs are split into bytes, and the bytes are joined by the merges, in order. Any text
 can be written with the bytes alone, so nothing is ever unknown. The work is done by Hugging Face's
 `tokenizers`.
+
+GLIDE's texts are split as GPT-2's are (Radford et al., *Language Models are Unsupervised Multitask
+Learners*, 2019, section 2.2), with small letters: a word has the space before it, runs of digits
+stay together, and there is no start.
 """
 
 import gzip
@@ -43,20 +47,26 @@ class Tokenizer:
     """A text's tokens, between a start and an end token.
 
     The end token has the largest index; CLIP's text tower reads the embedding at its first place.
+    GLIDE's vocabulary has no start: then rows are bare tokens, and the end is only what pads them.
 
     Args:
-        backend: Splits text into the tokens of its vocabulary, which holds `START` and `END`.
+        backend: Splits text into the tokens of its vocabulary, which holds `START` and `END`, or
+            is GLIDE's and holds `END` alone.
         padding: The token that fills what is left of a row after the end: `END`, as CLIP and
             Stable Diffusion 1 have it, or "!" (index 0), as Stable Diffusion 2 has.
+        marked: Whether it holds `START`.
 
     Raises:
         UserError: the vocabulary does not hold them, or `END` is not its last.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, padding: str = END) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, padding: str = END, *, marked: bool = True
+    ) -> None:
         self.vocabulary_size: int = backend.get_vocab_size()
+        self.marked = marked
         start, end = backend.token_to_id(START), backend.token_to_id(END)
-        if start is None or end != self.vocabulary_size - 1:
+        if (start is None) == marked or end != self.vocabulary_size - 1:
             raise UserError(
                 f"the vocabulary does not end in {START} and {END} as CLIP's does: give the "
                 "tokenizer that belongs to the CLIP"
@@ -66,7 +76,7 @@ class Tokenizer:
                 f"the vocabulary has no {padding!r} to pad with: give the tokenizer that belongs "
                 "to the text tower"
             )
-        self.start: int = start
+        self.start: int | None = start
         self.end: int = end
         self.pad: int = pad
         self._backend = backend
@@ -87,17 +97,30 @@ class Tokenizer:
         """
         if isinstance(texts, str):
             raise TypeError("texts is a sequence of strings, not one string")
-        room = length - 2
+        room = length - 2 * self.marked
         if room < 0:
             raise ValueError(f"length={length} has no room for the start and the end token")
         encoded = self._encode(texts)
         tokens = np.full((len(encoded), length), self.pad, np.int32)
         for row, ids in zip(tokens, encoded, strict=True):
-            kept = [self.start, *ids[:room], self.end]
+            kept = ids[:room] if self.start is None else [self.start, *ids[:room], self.end]
             row[: len(kept)] = kept
         if warn:
             _warn_of_length(texts, encoded, room)
         return tokens
+
+    def real(self, tokens: Any) -> Any:
+        """Which tokens of rows are no padding: those up to the end, with it where texts have one.
+
+        Args:
+            tokens: From a call; of NumPy or of JAX, traced too, [b n].
+
+        Returns:
+            Booleans [b n], likewise.
+        """
+        if not self.marked:
+            return tokens != self.end
+        return np.arange(tokens.shape[1]) <= tokens.argmax(1)[:, None]
 
     def plain(
         self, texts: Sequence[str], length: int, *, warn: bool = True
@@ -144,7 +167,14 @@ class Tokenizer:
         Args:
             folder: Where to write.
             length: Most tokens of a text, start and end included.
+
+        Raises:
+            UserError: it is GLIDE's.
         """
+        if self.start is None:
+            raise UserError(
+                "transformers' CLIPTokenizer has no form for GLIDE's tokenizer: keep it"
+            )
         folder = Path(folder)
         # Theirs put start and end around a text by themselves.
         whole = tokenizers.Tokenizer.from_str(self._backend.to_str())
@@ -197,7 +227,8 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     Args:
         path: CLIP's merges (`bpe_simple_vocab_16e6.txt.gz`, or unpacked), a `tokenizer.json`, or a
             Hugging Face folder with `tokenizer.json` or `vocab.json` and `merges.txt`, itself or
-            in its folder `tokenizer`; beside them may be told what pads.
+            in its folder `tokenizer`; beside them may be told what pads. GLIDE's: `vocab.bpe.gz`
+            with `encoder.json.gz` beside it, both also unpacked.
 
     Raises:
         UserError: nothing readable is there, or it is no tokenizer of CLIP's form.
@@ -217,18 +248,12 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
             backend.no_padding()
             backend.no_truncation()
             return Tokenizer(backend, _padding(path.parent))
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        lines = data.decode("utf-8").splitlines()
-        pairs = (line.split() for line in lines[1 : 1 + _CLIP_MERGES])
-        merges = [(left, right) for left, right in pairs]
-        vocabulary = path.with_name("vocab.json")
-        if vocabulary.is_file():
-            indices = json.loads(vocabulary.read_text("utf-8"))
-        elif len(merges) == _CLIP_MERGES:
-            indices = None
-        else:
+        pairs = [tuple(line.split()) for line in _unpacked(path).splitlines()[1:]]
+        if (indices := _indices_beside(path)) is not None and START not in indices:
+            whole = [(left, right) for left, right in filter(None, pairs)]
+            return Tokenizer(_gpt2_encoding(whole, indices), marked=False)
+        merges = [(left, right) for left, right in pairs[:_CLIP_MERGES]]
+        if indices is None and len(merges) != _CLIP_MERGES:
             raise ValueError(f"{len(merges)} merges instead of {_CLIP_MERGES}")
         return Tokenizer(_byte_pair_encoding(merges, indices), _padding(path.parent))
     except UserError as error:
@@ -333,6 +358,30 @@ def _byte_pair_encoding(
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([START, END])
     return backend
+
+
+def _gpt2_encoding(
+    merges: Sequence[tuple[str, str]], indices: dict[str, int]
+) -> tokenizers.Tokenizer:
+    """GLIDE's pipeline."""
+    backend = tokenizers.Tokenizer(models.BPE(vocab=indices, merges=list(merges)))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _unpacked(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+
+
+def _indices_beside(merges: Path) -> dict[str, int] | None:
+    """The vocabulary in the folder of a file of merges; None where there is none."""
+    for name in ("vocab.json", "encoder.json", "encoder.json.gz"):
+        if (file := merges.with_name(name)).is_file():
+            return json.loads(_unpacked(file))
+    return None
 
 
 def _in_folder(folder: Path) -> Path:

@@ -15,7 +15,12 @@ All are judged by one table: how good, how different, how true to the text, and 
 from vljax.systems import System
 from vljax.systems.text2image.evaluation import Judging, judge
 from vljax.systems.text2image.model import Text2Image, make_model, make_tokenizer
-from vljax.systems.text2image.recipe import FAMILIES, get_config, get_published_config
+from vljax.systems.text2image.recipe import (
+    FAMILIES,
+    get_config,
+    get_published_config,
+    with_upsampler,
+)
 from vljax.systems.text2image.training import stages
 from vljax.systems.text2image.use import Request, generate
 
@@ -39,4 +44,5 @@ __all__ = [
     "get_published_config",
     "make_model",
     "stages",
+    "with_upsampler",
 ]

@@ -23,6 +23,8 @@ from vljax.models.vqgan import VQGAN
 from vljax.ops.similarity import normalise
 from vljax.systems.text2image.recipe import check_family
 
+# Families that draw without CLIP, which then judges if it is given.
+_WITHOUT_CLIP = ("latent", "pixels")
 Parts = dict[str, nnx.Module | None]
 
 
@@ -32,7 +34,7 @@ class Text2Image(nnx.Module):
     | family | parts |
     |---|---|
     | `latent` | `sd`, whose text tower is a CLIP where it is trained here; `inpaint`, or None |
-    | `pixels` | `glide` |
+    | `pixels` | `glide`; `upsampler`, or None |
     | `tokens` | `vqgan`, `transformer` |
     | `vqvae` | `vqgan`, `prior` |
     | `pixelcnn` | `pixelcnn` |
@@ -46,9 +48,15 @@ class Text2Image(nnx.Module):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs) -> None:
         check_family(config.family)
         fields = config.model.clip
-        self.clip = CLIP(**fields, rngs=rngs) if fields else None
+        asked = needs_clip(config) or "clip" in config.stages or config.pretrained.clip
+        self.clip = CLIP(**fields, rngs=rngs) if fields and asked else None
         for name, part in _PARTS[config.family](config, rngs).items():
             setattr(self, name, part)
+
+
+def needs_clip(config: ConfigDict) -> bool:
+    """Whether nothing can be drawn without the part `clip`."""
+    return bool(config.model.clip) and config.family not in _WITHOUT_CLIP
 
 
 def _latent(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
@@ -70,10 +78,18 @@ def _latent(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
 
 
 def _pixels(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
-    fields = {**config.model.unet}
-    channels = 6 if fields.pop("learned_variance", False) else 3
-    unet = {**fields, "image_size": config.data.image_size, "out_channels": channels}
-    return {"glide": GLIDE(**config.model.text_encoder, **unet, rngs=rngs)}
+    side, texts = config.data.image_size, config.model.text_encoder
+    channels = 6 if config.diffusion.variance == "learned_range" else 3
+    fields = {**texts, "out_channels": channels, "rngs": rngs}
+    base = GLIDE(**config.model.unet, **fields, image_size=side)
+    if not (larger := config.model.upsampler):
+        return {"glide": base, "upsampler": None}
+    if larger.image_size % side or larger.image_size <= side:
+        raise UserError(
+            f"model.upsampler.image_size={larger.image_size}: give a multiple of "
+            f"data.image_size={side}, which it enlarges"
+        )
+    return {"glide": base, "upsampler": GLIDE(**larger, **fields, in_channels=6)}
 
 
 def _vqgan(config: ConfigDict, rngs: nnx.Rngs) -> VQGAN:

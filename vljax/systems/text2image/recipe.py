@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
 from vljax.errors import UserError
+from vljax.models import glide
 from vljax.models.clip import PUBLISHED
 from vljax.training.optimizer import get_optimizer_config
 
@@ -61,6 +62,8 @@ def get_config(family: str = "latent") -> ConfigDict:
         "vae": {},
         "unet": {},
         "text_encoder": {},
+        # Of `pixels`: enlarges what `unet` draws; its `image_size` is that of the pictures.
+        "upsampler": {},
         "inpaint": False,
         "vqgan": {},
         "transformer": {},
@@ -72,12 +75,18 @@ def get_config(family: str = "latent") -> ConfigDict:
         "schedule": "scaled_linear",
         "num_steps": 1000,
         "prediction": "v",
+        "variance": "fixed_small",
         # Of DDIM in latents: whether it ends in a clean picture, or at the first noise level as
         # diffusers' does.
         "clean_end": True,
         # The share of examples that are trained without their caption.
         "caption_dropout": 0.1,
     }
+    # Of the upsampler's own process (GLIDE, section 3.2).
+    config.upsampling = {"schedule": "linear", "steps": "27"}
+    # GLIDE's, `vocab.bpe.gz` with `encoder.json.gz` beside it, where its published networks read
+    # the texts; the others read with `tokenizer`.
+    config.glide_tokenizer = ""
     # Of an autoencoder's loss: the divergence of latents from their prior, against the squared
     # error, both per value of a picture. (`variational` has a bound, where it weighs 1.)
     config.autoencoder = {"kl_weight": 3e-4}
@@ -96,6 +105,8 @@ def get_config(family: str = "latent") -> ConfigDict:
         "sampler": "ddim",
         "steps": "leading50",
         "guidance_scale": 1.0,
+        # Of `pixels`: the factor on the gradient of CLIP's cosine (GLIDE, section 2.3).
+        "clip_scale": 0.0,
         "temperature": 1.0,
         "top_k": 0,
     }
@@ -188,6 +199,7 @@ def _pixels(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.diffusion.schedule = "cosine"
     config.samples.update({"sampler": "ddpm", "steps": "50"})
     config.pretrained.glide = ""
+    # Stage `upsampler` is there where the part is, see `with_upsampler`.
     stages["diffusion"] = get_stage_config(8, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
 
 
@@ -211,6 +223,25 @@ def _code_stages() -> dict[str, Any]:
         "autoencoder": get_stage_config(8, 800, learning_rate=1e-2),
         "vqgan": get_stage_config(8, 800, ema_decay=0.99, learning_rate=3e-3),
     }
+
+
+def with_upsampler(config: ConfigDict, side: int = 64) -> ConfigDict:
+    """The small recipe of `pixels` with a second network that enlarges what the first one draws.
+
+    Args:
+        config: Changed in place, and returned.
+        side: Of the pictures then; a multiple of the first network's.
+    """
+    config.about = f"{config.about[:-1]}, enlarged to {side} px by a second network."
+    config.model.upsampler = {
+        **config.model.unet.to_dict(),
+        "image_size": side,
+        "channel_mult": (1.0, 1.0, 1.0, 2.0),
+        "attention_resolutions": (8,),
+    }
+    config.pretrained.upsampler = ""
+    config.stages.upsampler = get_stage_config(4, 1000, ema_decay=0.99, learning_rate=6e-3, b2=0.99)
+    return config
 
 
 def _tokens(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -316,26 +347,23 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
         return config
     config.data.image_size = 64
     config.model.clip = {**PUBLISHED["ViT-B/32"], **towers}
-    config.stages.pop("clip")
+    del config.stages["clip"]
     if family == "pixels":
-        config.model.unet.update(
-            {
-                "model_channels": 192,
-                "channel_mult": (1.0, 2.0, 3.0, 4.0),
-                "num_res_blocks": 3,
-                "attention_resolutions": (32, 16, 8),
-                "num_head_channels": 64,
-                "learned_variance": True,
+        for part, name in (("unet", "base"), ("upsampler", "upsample")):
+            fields = {
+                "norm_groups": 32,
+                "remat": "off",
                 "dtype": "bfloat16",
+                **glide.PUBLISHED[name],
             }
-        )
-        config.model.text_encoder = {
-            "text_length": 128,
-            "text_width": 512,
-            "text_layers": 16,
-            "text_heads": 8,
-            "vocabulary_size": 50_257,
-        }
-        config.diffusion.update({"prediction": "epsilon", "caption_dropout": 0.2})
+            texts = {n: v for n, v in fields.items() if n.startswith(("text", "vocabulary"))}
+            config.model.text_encoder = texts
+            kept = {*fields} - {*texts, "out_channels", "in_channels"}
+            config.model[part] = {n: fields[n] for n in kept}
+        del config.model.unet["image_size"]
+        config.pretrained.upsampler = ""
+        diffusion = {"prediction": "epsilon", "variance": "learned_range", "caption_dropout": 0.2}
+        config.diffusion.update(diffusion)
         config.samples.guidance_scale = 2.0
+        config.stages.upsampler = config.stages.diffusion.copy_and_resolve_references()
     return config

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from vljax.errors import UserError
 from vljax.systems.text2image.families import FAMILIES
 from vljax.systems.text2image.families.family import clip_loss, make_stage
+from vljax.systems.text2image.model import needs_clip
 from vljax.systems.text2image.recipe import check_family
 from vljax.training.stage import Stage
 
@@ -28,7 +29,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         tower = config.model.clip or config.model.text_encoder
         part = r"clip\." if config.model.clip else r"sd\.text_encoder\."
         listed.append(make_stage(config, "clip", clip_loss, [(part, 1.0)], tower.context_length))
-    elif config.model.clip and not config.pretrained.clip:
+    elif needs_clip(config) and not config.pretrained.clip:
         raise UserError("no CLIP is trained: give one with --config.pretrained.clip=FILE")
     listed += FAMILIES[config.family].stages(config)
     if unknown := {*config.stages} - {stage.name for stage in listed}:

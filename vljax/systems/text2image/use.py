@@ -40,6 +40,9 @@ class Request:
         None,
         help="w of cond + w·(cond − uncond), one less than the usual (default: config.samples)",
     )
+    clip_scale: float | None = option(
+        None, low=0, help="factor on the gradient of CLIP's cosine; 0 for none"
+    )
     sampler: str | None = option(None, choices=tuple(SAMPLERS), help="default: config.samples")
     steps: str | None = option(
         None, help="denoising steps: leading50, trailing20 … (default: config.samples)"
@@ -115,6 +118,7 @@ def read(model: Text2Image, config: ConfigDict, request: Request) -> Wish:
         seeds=(),
         negative=request.negative,
         guidance_scale=request.guidance_scale,
+        clip_scale=request.clip_scale,
         sampler=request.sampler,
         steps=request.steps,
         temperature=request.temperature,

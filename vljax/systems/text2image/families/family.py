@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.pictures.images import image_grid, image_transform
 from vljax.data.source import Source, Transform
-from vljax.data.text.tokenizers import captioned, with_dropped_text
+from vljax.data.text.tokenizers import Tokenizer, captioned, with_dropped_text
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
@@ -40,6 +40,7 @@ class Wish:
         image: Begin with this picture, at that size.
         mask: Draw only where it is true.
         strength: How far `image` is noised, as a share of all steps.
+        clip_scale: Of guidance by CLIP; 0 for none.
     """
 
     texts: tuple[str, ...]
@@ -54,10 +55,11 @@ class Wish:
     image: UInt8[np.ndarray, "h w 3"] | None = None
     mask: np.ndarray | None = None
     strength: float = 1.0
+    clip_scale: float | None = None
 
     def filled(self, config: ConfigDict) -> "Wish":
         """With what the config says where nothing was said."""
-        names = ("guidance_scale", "sampler", "steps", "temperature", "top_k")
+        names = ("guidance_scale", "clip_scale", "sampler", "steps", "temperature", "top_k")
         usual = {n: config.samples[n] for n in names if getattr(self, n) is None}
         return replace(self, **usual)
 
@@ -109,15 +111,22 @@ def open_captions(config: ConfigDict, *, held_out: bool = False) -> Source:
     return benchmark.pictures(("image", "captions"), held_out=held_out)
 
 
-def caption_transform(config: ConfigDict, length: int, dropped: float = 0.0) -> Transform:
+def caption_transform(
+    config: ConfigDict,
+    length: int,
+    dropped: float = 0.0,
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> Transform:
     """An example's arrays: `image` uint8 [s s 3] and `tokens` int32 [length].
 
     Args:
         config: `data`, and what the tokenizer needs.
         length: Tokens.
         dropped: The share of examples that get the empty text's.
+        tokenizer: Another than the config's.
     """
-    tokenizer = make_tokenizer(config)
+    tokenizer = tokenizer or make_tokenizer(config)
     words = captioned(tokenizer, length)
     square = image_transform(config.data.image_size, keep=("captions",))
 

@@ -19,6 +19,7 @@ from vljax.systems.text2image import FAMILIES, SYSTEM, get_config
 from vljax.systems.text2image.evaluation import TABLE, Judging
 from vljax.systems.text2image.families import FAMILIES as DRAW
 from vljax.systems.text2image.families import Wish, latent
+from vljax.systems.text2image.families.tokens import plain_of
 from vljax.systems.text2image.model import make_model, make_tokenizer
 from vljax.systems.text2image.use import Request
 from vljax.systems.text2image.use import generate as draw_request
@@ -183,9 +184,18 @@ def test_the_table(opened):
     assert first["seconds a picture"] > 0
     assert first["parameters"] > 0
     assert ("bits/dim" in first) == (DRAW[config.family].bits is not None)
-    if "bits/dim" in first:
-        assert first["bits/dim"] > 0
+    assert ("nats a code" in first) == (DRAW[config.family].nats is not None)
+    assert all(first.get(name, 1) > 0 for name in ("bits/dim", "nats a code"))
     assert len(report.figures) == len(rows) - 2
+
+
+def test_a_transformers_words_are_the_tokens_between_start_and_end():
+    config = get_config("tokens")
+    tokenizer, told = make_tokenizer(config), ["a photo of a red star", "blue"]
+    tokens = jnp.asarray(tokenizer(told, 25))
+    for length in (4, 25, 30):
+        expected = tokenizer.plain(told, length, warn=False)
+        np.testing.assert_array_equal(plain_of(tokens, length), expected)
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,18 @@ A system's test says which program to lower, in one of two ways:
 """
 
 import contextlib
+import importlib
 from unittest import mock
 
 import jax
 import numpy as np
 from jax._src.cudnn import fused_attention_stablehlo
 
-from vljax.ops import attention
 from vljax.training import loop
 from vljax.training.mesh import make_mesh
+
+# The package holds the function of this name.
+attention = importlib.import_module("vljax.ops.attention")
 
 PLATFORMS = ("cuda", "tpu")
 HOPPER = (9, 0)

@@ -4,7 +4,9 @@ A system is a model (a pytree), a list of training stages, a way to judge it and
 it; everything else exists once and serves all systems. Start reading at `vljax.systems.sdg`.
 
 `load` and `save` take the networks of published families out of folders or the hub and into folders
-(`vljax.pretrained.networks`); `systems` has the methods. They load when they are asked for.
+(`vljax.pretrained.networks`); `systems` has the methods. They load when they are asked for. With
+what `vljax.ops`, `vljax.diffusion` and `vljax.metrics` export they are what programs may rely on:
+names beside them, and modules below, may move between versions.
 """
 
 import importlib

@@ -1,5 +1,6 @@
 """Attention against its definition and torch's, its memory, and what cuDNN gets of it."""
 
+import importlib
 import itertools
 import math
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 
 from tests.lowering import lower, on_cuda
-from vljax.ops import attention as module
 from vljax.ops.attention import attention, attention_reference, cudnn_serves
+
+# The package holds the function of this name.
+module = importlib.import_module("vljax.ops.attention")
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 

@@ -62,7 +62,13 @@ def steps_done(schedule: Schedule, t: Int[Array, " b"]) -> Int[Array, ""]:
 def noised_trajectory(
     schedule: Schedule, z0: Float[Array, "b h w c"], noise: Float[Array, "b h w c"]
 ) -> Float[Array, "n+1 b h w c"]:
-    """A picture at every noise level, all with the same noise; entry 0 is the picture."""
+    """A picture at every noise level, all with the same noise; entry 0 is the picture.
+
+    Args:
+        schedule: Of n steps.
+        z0: Clean pictures or latents.
+        noise: Standard normal, of their shape.
+    """
     signal, spread = (
         jnp.asarray(table)[:, None, None, None, None] for table in (schedule.signal, schedule.noise)
     )

@@ -67,12 +67,20 @@ def language(text: Float[Array, " e"] | Float[Array, "b e"]) -> Term:
 
 
 def content(reference: Reference) -> Term:
-    """Agreement with what a picture shows, wherever it shows it (equation 4.7)."""
+    """Agreement with what a picture shows, wherever it shows it (equation 4.7).
+
+    Args:
+        reference: `reference(step)`: the encoding that counts as the best, see `noised_reference`.
+    """
     return lambda seen, t: cosine(seen.embedding, reference(t).embedding)
 
 
 def structure(reference: Reference) -> Term:
-    """Agreement of feature maps place by place: what, and where (equation 4.8)."""
+    """Agreement of feature maps place by place: what, and where (equation 4.8).
+
+    Args:
+        reference: `reference(step)`: the encoding that counts as the best, see `noised_reference`.
+    """
 
     def term(seen: Encoding, t: Times) -> Float[Array, " b"]:
         pairs = zip(seen.maps, reference(t).maps, strict=True)
@@ -88,6 +96,9 @@ def style(reference: Reference) -> Term:
     """Agreement of feature statistics, wherever they lie (equation 4.9).
 
     The Gram matrices are divided by the number of their map's entries, as in the published code.
+
+    Args:
+        reference: `reference(step)`: the encoding that counts as the best, see `noised_reference`.
     """
 
     def term(seen: Encoding, t: Times) -> Float[Array, " b"]:
@@ -145,7 +156,11 @@ def semantic_score(
 
 
 def weighted_sum(scores: Sequence[tuple[float | Array, Score]]) -> Score:
-    """The weighted sum of scores, each with an encoder or a classifier of its own."""
+    """The weighted sum of scores, each with an encoder or a classifier of its own.
+
+    Args:
+        scores: Pairs of weight and score; weights may be traced.
+    """
 
     def score(x_t: Float[Array, "b h w c"], t: Times) -> Float[Array, " b"]:
         return sum((scale * one(x_t, t) for scale, one in scores), start=jnp.zeros(len(x_t)))

@@ -36,7 +36,14 @@ def normal_kl(
     mean2: Float[Array, "..."],
     log_variance2: Float[Array, "..."],
 ) -> Float[Array, "..."]:
-    """KL(N(mean1, variance1) ‖ N(mean2, variance2)) of each element, in nats."""
+    """KL(N(mean1, variance1) ‖ N(mean2, variance2)) of each element, in nats.
+
+    Args:
+        mean1: Of the first.
+        log_variance1: Of the first.
+        mean2: Of the second.
+        log_variance2: Of the second.
+    """
     log_ratio = log_variance2 - log_variance1
     distance = jnp.square(mean1 - mean2) * jnp.exp(-log_variance2)
     return 0.5 * (log_ratio + jnp.expm1(-log_ratio) + distance)
@@ -48,6 +55,11 @@ def discretized_gaussian_log_likelihood(
     """Log-probability of the 8-bit level of each element under N(mean, exp(log_scale)²), in nats.
 
     `x` holds levels 0…255 mapped to [-1, 1]; the outermost levels own the tails.
+
+    Args:
+        x: Pictures in [-1, 1].
+        mean: Of the normal distribution.
+        log_scale: The logarithm of its deviation.
     """
 
     def twice_tanh_argument(bound: float) -> Float[Array, "..."]:
@@ -88,7 +100,15 @@ def prior_term(schedule: Schedule, x0: Float[Array, "b h w c"]) -> Float[Array, 
 
 
 class BitsPerDimension(NamedTuple):
-    """The variational bound of each example and what it is made of, indexed by step."""
+    """The variational bound of each example and what it is made of, indexed by step.
+
+    Attributes:
+        total: The bound.
+        prior: What x_T keeps of the picture.
+        vlb: Each step's term.
+        x0_mse: Squared error of the clean picture at each step.
+        noise_mse: And of the noise.
+    """
 
     total: Float[Array, " b"]
     prior: Float[Array, " b"]

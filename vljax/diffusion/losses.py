@@ -37,7 +37,15 @@ VLB_WEIGHT = 1e-3
 
 
 class Loss(Protocol):
-    """`(process, denoiser, x0, step, noise) -> (loss per example, its named terms)`."""
+    """`(process, denoiser, x0, step, noise) -> (loss per example, its named terms)`.
+
+    Args:
+        process: What is learned: schedule, prediction, variance.
+        denoiser: The network.
+        x0: Clean pictures in [-1, 1].
+        step: Indices into the schedule.
+        noise: Standard normal.
+    """
 
     def __call__(
         self,
@@ -61,6 +69,13 @@ def simple_loss(
     """Mean squared error of the prediction (noise, x_0 or v).
 
     Variance channels, if the denoiser has them, receive no gradient from it.
+
+    Args:
+        process: What is learned: schedule, prediction, variance.
+        denoiser: The network.
+        x0: Clean pictures in [-1, 1].
+        step: Indices into the schedule.
+        noise: Standard normal.
     """
     x_t = q_sample(process.schedule, x0, step, noise)
     prediction, _ = split_output(process, denoise(process, denoiser, x_t, step))
@@ -78,6 +93,13 @@ def vlb_loss(
     """Number of steps × this step's term: unbiased for the bound less its constant prior term.
 
     Bits per dimension. Trains mean and variance alike.
+
+    Args:
+        process: What is learned: schedule, prediction, variance.
+        denoiser: The network.
+        x0: Clean pictures in [-1, 1].
+        step: Indices into the schedule.
+        noise: Standard normal.
     """
     x_t = q_sample(process.schedule, x0, step, noise)
     output = denoise(process, denoiser, x_t, step)
@@ -157,6 +179,9 @@ def denoising_loss(
 
 def named_loss(name: LossName) -> Loss:
     """Look up a loss by its name in a config.
+
+    Args:
+        name: `simple`, `vlb` or `hybrid`.
 
     Raises:
         UserError: If the name is unknown.

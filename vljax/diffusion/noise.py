@@ -13,19 +13,35 @@ def example_keys(key: Key[Array, ""], count: int, first: int = 0) -> Key[Array, 
     """Keys of the examples `first` … `first + count - 1` of a run seeded by `key`.
 
     For pictures with seeds of their own use `jax.vmap(jax.random.key)(seeds)`.
+
+    Args:
+        key: Of the run.
+        count: How many.
+        first: Number of the first example.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
 def start_noise(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b h w c"]:
-    """x_T: standard normal float32 of `shape` (h, w, c) for each key."""
+    """x_T: standard normal float32 of `shape` (h, w, c) for each key.
+
+    Args:
+        keys: One an example, see `example_keys`.
+        shape: (h, w, c) of a picture; static.
+    """
     return _normal(keys, jnp.asarray(0), shape)
 
 
 def step_noise(
     keys: Key[Array, " b"], step: Int[Array, ""], shape: tuple[int, ...]
 ) -> Float[Array, "b h w c"]:
-    """The noise of diffusion step `step` (index into the schedule) for each key, float32."""
+    """The noise of diffusion step `step` (index into the schedule) for each key, float32.
+
+    Args:
+        keys: One an example, see `example_keys`.
+        step: Index into the schedule.
+        shape: (h, w, c) of a picture; static.
+    """
     return _normal(keys, step + 1, shape)
 
 

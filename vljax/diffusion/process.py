@@ -28,7 +28,12 @@ VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
 
 
 class Denoiser(Protocol):
-    """A network seen by diffusion: conditioning is closed over or wrapped around it."""
+    """A network seen by diffusion: conditioning is closed over or wrapped around it.
+
+    Args:
+        x_t: Noised pictures.
+        t: The time of each, as the network was trained.
+    """
 
     def __call__(
         self, x_t: Float[Array, "b h w c"], t: Int[Array, " b"], /
@@ -37,7 +42,12 @@ class Denoiser(Protocol):
 
 
 class Guidance(Protocol):
-    """The gradient of a log-probability (times a scale) with respect to x_t."""
+    """The gradient of a log-probability (times a scale) with respect to x_t.
+
+    Args:
+        x_t: Noised pictures.
+        t: The original time of each.
+    """
 
     def __call__(
         self, x_t: Float[Array, "b h w c"], t: Int[Array, " b"], /
@@ -97,7 +107,13 @@ def make_process(
 
 
 class Posterior(NamedTuple):
-    """q(x_{t-1} | x_t, x_0): its mean, and the variance β̃ shared by all pixels of an example."""
+    """q(x_{t-1} | x_t, x_0): its mean, and the variance β̃ shared by all pixels of an example.
+
+    Attributes:
+        mean: Of x_{t-1}.
+        variance: β̃.
+        log_variance: Its logarithm, finite at the first step.
+    """
 
     mean: Float[Array, "b h w c"]
     variance: Float[Array, "b 1 1 1"]
@@ -105,7 +121,15 @@ class Posterior(NamedTuple):
 
 
 class ReverseStep(NamedTuple):
-    """p(x_{t-1} | x_t) and the clean picture and noise that it rests on."""
+    """p(x_{t-1} | x_t) and the clean picture and noise that it rests on.
+
+    Attributes:
+        mean: Of x_{t-1}.
+        variance: Of x_{t-1}.
+        log_variance: Its logarithm.
+        x0: The clean picture.
+        noise: And the noise.
+    """
 
     mean: Float[Array, "b h w c"]
     variance: Float[Array, "b h w c"]
@@ -130,7 +154,14 @@ def q_sample(
     step: Int[Array, " b"],
     noise: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """x_t for clean `x0` and given standard normal noise (DDPM eq. 4, thesis 4.2)."""
+    """x_t for clean `x0` and given standard normal noise (DDPM eq. 4, thesis 4.2).
+
+    Args:
+        schedule: The schedule of `step`.
+        x0: Clean pictures.
+        step: Indices into the schedule.
+        noise: Standard normal.
+    """
     return at(schedule.signal, step, x0) * x0 + at(schedule.noise, step, x0) * noise
 
 
@@ -140,7 +171,14 @@ def q_posterior(
     x_t: Float[Array, "b h w c"],
     step: Int[Array, " b"],
 ) -> Posterior:
-    """q(x_{t-1} | x_t, x_0) (DDPM eq. 6 and 7)."""
+    """q(x_{t-1} | x_t, x_0) (DDPM eq. 6 and 7).
+
+    Args:
+        schedule: The schedule of `step`.
+        x0: Clean pictures.
+        x_t: Noised pictures.
+        step: Indices into the schedule.
+    """
     mean = (
         at(schedule.posterior_mean_x0, step, x0) * x0
         + at(schedule.posterior_mean_xt, step, x0) * x_t
@@ -161,7 +199,14 @@ def x0_from_noise(
     noise: Float[Array, "b h w c"],
     step: Int[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-    """The clean picture of which `x_t` is made, given its noise."""
+    """The clean picture of which `x_t` is made, given its noise.
+
+    Args:
+        schedule: The schedule of `step`.
+        x_t: Noised pictures.
+        noise: Of which they are made.
+        step: Indices into the schedule.
+    """
     return (x_t - at(schedule.noise, step, x_t) * noise) / at(schedule.signal, step, x_t)
 
 
@@ -171,7 +216,14 @@ def noise_from_x0(
     x0: Float[Array, "b h w c"],
     step: Int[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-    """The noise of which `x_t` is made, given its clean picture."""
+    """The noise of which `x_t` is made, given its clean picture.
+
+    Args:
+        schedule: The schedule of `step`.
+        x_t: Noised pictures.
+        x0: Clean pictures.
+        step: Indices into the schedule.
+    """
     return (x_t - at(schedule.signal, step, x_t) * x0) / at(schedule.noise, step, x_t)
 
 
@@ -181,7 +233,14 @@ def v_from_x0(
     noise: Float[Array, "b h w c"],
     step: Int[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-    """The v of x_t: signal·noise - noise·x_0."""
+    """The v of x_t: signal·noise - noise·x_0.
+
+    Args:
+        schedule: The schedule of `step`.
+        x0: Clean pictures.
+        noise: Standard normal.
+        step: Indices into the schedule.
+    """
     return at(schedule.signal, step, x0) * noise - at(schedule.noise, step, x0) * x0
 
 
@@ -191,7 +250,14 @@ def x0_from_v(
     v: Float[Array, "b h w c"],
     step: Int[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-    """The clean picture of `x_t`, given v."""
+    """The clean picture of `x_t`, given v.
+
+    Args:
+        schedule: The schedule of `step`.
+        x_t: Noised pictures.
+        v: signal·noise - noise·x_0.
+        step: Indices into the schedule.
+    """
     return at(schedule.signal, step, x_t) * x_t - at(schedule.noise, step, x_t) * v
 
 
@@ -201,7 +267,14 @@ def noise_from_v(
     v: Float[Array, "b h w c"],
     step: Int[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-    """The noise of `x_t`, given v."""
+    """The noise of `x_t`, given v.
+
+    Args:
+        schedule: The schedule of `step`.
+        x_t: Noised pictures.
+        v: signal·noise - noise·x_0.
+        step: Indices into the schedule.
+    """
     return at(schedule.noise, step, x_t) * x_t + at(schedule.signal, step, x_t) * v
 
 
@@ -229,6 +302,12 @@ def denoise(
     step: Int[Array, " b"],
 ) -> Float[Array, "b h w k"]:
     """Call the denoiser at the original time of each step; its raw output in float32.
+
+    Args:
+        process: Whose times and channels count.
+        denoiser: The network.
+        x_t: Noised pictures.
+        step: Indices into the schedule.
 
     Raises:
         UserError: If the output's shape does not fit `process.variance`.
@@ -310,7 +389,15 @@ def p_mean_variance(
     *,
     clip: bool = False,
 ) -> ReverseStep:
-    """p(x_{t-1} | x_t) from one call of the denoiser; see `interpret`."""
+    """p(x_{t-1} | x_t) from one call of the denoiser; see `interpret`.
+
+    Args:
+        process: Whose step it is.
+        denoiser: The network.
+        x_t: Noised pictures.
+        step: Indices into the schedule.
+        clip: Whether the clean picture is held within [-1, 1].
+    """
     return interpret(process, denoise(process, denoiser, x_t, step), x_t, step, clip=clip)
 
 
@@ -319,6 +406,10 @@ def condition_mean(reverse: ReverseStep, gradient: Float[Array, "b h w c"]) -> R
 
     Diffusion Models Beat GANs, algorithm 1; so p(x_{t-1} | x_t) p(y | x_{t-1}) is a normal
     distribution again (thesis 4.4 and 4.5).
+
+    Args:
+        reverse: The step.
+        gradient: Of log p(y | x_t) with respect to x_t, scaled.
     """
     return reverse._replace(mean=reverse.mean + reverse.variance * gradient.astype(jnp.float32))
 
@@ -330,7 +421,15 @@ def condition_score(
     x_t: Float[Array, "b h w c"],
     step: Int[Array, " b"],
 ) -> ReverseStep:
-    """Correct the predicted noise by -noise·gradient, for DDIM and ODE steps (ibid., alg. 2)."""
+    """Correct the predicted noise by -noise·gradient, for DDIM and ODE steps (ibid., alg. 2).
+
+    Args:
+        process: Whose step it is.
+        reverse: The step.
+        gradient: Of log p(y | x_t) with respect to x_t, scaled.
+        x_t: Noised pictures.
+        step: Indices into the schedule.
+    """
     schedule = process.schedule
     noise = reverse.noise - at(schedule.noise, step, x_t) * gradient.astype(jnp.float32)
     x0 = x0_from_noise(schedule, x_t, noise, step)

@@ -89,7 +89,11 @@ def shown_to(watcher: Callable[[str, int, int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_bar(description: str) -> Iterator[Progress]:
-    """Show a `rich` bar with the steps done and the time left, for one run (see `shown_to`)."""
+    """Show a `rich` bar with the steps done and the time left, for one run (see `shown_to`).
+
+    Args:
+        description: What stands before the bar.
+    """
     if (watcher := _watcher.get()) is not None:
         with report_to(functools.partial(watcher, description)) as progress:
             yield progress

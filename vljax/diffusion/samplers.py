@@ -155,7 +155,17 @@ def dpm_solver_pp_2m(
     """DPM-Solver++(2M): the same ODE as `ddim`, second order in the step size.
 
     The multistep method of algorithm 2, data prediction, midpoint form; first and last steps are
-    of first order. Arguments and results as `ddim` without noise. Step counts of 10 to 25 do.
+    of first order. Results as `ddim` without noise. Step counts of 10 to 25 do.
+
+    Args:
+        process: Whose schedule is stepped through.
+        denoiser: The network.
+        x_T: Start noise.
+        clip: As in `ddpm`.
+        guidance: Gradient at x_t that corrects the predicted noise.
+        after_step: As in `ddpm`.
+        progress: As in `ddpm`.
+        trajectory: As in `ddpm`.
     """
     schedule = process.schedule
     last = len(schedule) - 1

@@ -78,6 +78,9 @@ class Schedule:
 def schedule_from_betas(betas: Iterable[float]) -> Schedule:
     """Build a schedule from the forward variances β of its steps, 0 < β < 1.
 
+    Args:
+        betas: The variances, first step first.
+
     Raises:
         UserError: If `betas` is empty or leaves (0, 1).
     """
@@ -92,13 +95,21 @@ def schedule_from_betas(betas: Iterable[float]) -> Schedule:
 
 
 def linear_schedule(steps: int = 1000) -> Schedule:
-    """β from 0.0001 to 0.02 in a straight line, scaled by 1000/steps so that x_T stays noise."""
+    """β from 0.0001 to 0.02 in a straight line, scaled by 1000/steps so that x_T stays noise.
+
+    Args:
+        steps: How many.
+    """
     scale = 1000 / steps
     return schedule_from_betas(np.linspace(1e-4 * scale, 0.02 * scale, steps))
 
 
 def cosine_schedule(steps: int = 1000) -> Schedule:
-    """ᾱ(u) = cos²((u + 0.008)/1.008 · π/2) over u in [0, 1], β at most 0.999 (Improved DDPM)."""
+    """ᾱ(u) = cos²((u + 0.008)/1.008 · π/2) over u in [0, 1], β at most 0.999 (Improved DDPM).
+
+    Args:
+        steps: How many.
+    """
     angle = (np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2
     alphas_cumprod = np.cos(angle) ** 2
     return schedule_from_betas(np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999))
@@ -107,12 +118,22 @@ def cosine_schedule(steps: int = 1000) -> Schedule:
 def scaled_linear_schedule(
     steps: int = 1000, start: float = 0.00085, end: float = 0.012
 ) -> Schedule:
-    """√β in a straight line from √start to √end: latent diffusion and Stable Diffusion."""
+    """√β in a straight line from √start to √end: latent diffusion and Stable Diffusion.
+
+    Args:
+        steps: How many.
+        start: The first β.
+        end: The last β.
+    """
     return schedule_from_betas(np.linspace(start**0.5, end**0.5, steps) ** 2)
 
 
 def named_schedule(name: ScheduleName, steps: int = 1000) -> Schedule:
     """Build a schedule from its name in a config.
+
+    Args:
+        name: `linear`, `cosine` or `scaled_linear`.
+        steps: How many.
 
     Raises:
         UserError: If the name is unknown or the schedule does not exist for so few steps.
@@ -165,6 +186,10 @@ def section_timesteps(steps: int, counts: Iterable[int]) -> list[int]:
     The first time of each section is kept and, where it has at least two, the last (Improved
     DDPM's respacing). Earlier sections take the remainder of an uneven division.
 
+    Args:
+        steps: Of the whole schedule.
+        counts: How many are kept of each section.
+
     Raises:
         UserError: If a section is asked for more times than it has, or for none at all.
     """
@@ -195,6 +220,12 @@ def spaced_timesteps(steps: int, count: int, spacing: Spacing, offset: int = 0) 
     `steps / count`, "linspace" includes both ends. `offset` is added to "leading" times (Stable
     Diffusion: 1). DPM-Solver++ in `diffusers` takes `count + 1` times and drops the first where
     the spacing is "leading" or "linspace".
+
+    Args:
+        steps: Of the whole schedule.
+        count: How many are kept.
+        spacing: `leading`, `trailing` or `linspace`.
+        offset: Is added to leading times.
 
     Raises:
         UserError: If the spacing is unknown or the times leave `range(steps)`.

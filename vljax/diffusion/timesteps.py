@@ -113,6 +113,10 @@ class LossSecondMomentTimesteps:
 def named_timestep_sampler(name: TimestepSamplerName, steps: int) -> TimestepSampler:
     """Build a timestep sampler from its name in a config, for a schedule of `steps`.
 
+    Args:
+        name: `uniform` or `loss_second_moment`.
+        steps: Of the schedule.
+
     Raises:
         UserError: If the name is unknown.
     """

@@ -78,7 +78,11 @@ def load_lpips(files: Sequence[str | os.PathLike[str]], network: str = "vgg") ->
 
 
 def lpips_distance(model: LPIPS) -> Distance:
-    """LPIPS as a `Distance`."""
+    """LPIPS as a `Distance`.
+
+    Args:
+        model: The network with its weights, see `load_lpips`.
+    """
     encode = jax.jit(lambda model, images: model.encode(images))
     between = jax.jit(lambda model, a, b: model.distance(a, b))
     return Distance(

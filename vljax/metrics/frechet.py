@@ -122,6 +122,10 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     values of F₁ᵀF₂ for any factors Σ = F Fᵀ. Factors come from symmetric eigendecompositions
     without their numerical null space: unlike the square root of the product, this stays real,
     and exact where covariances are singular (fewer pictures than features).
+
+    Args:
+        a: One Gaussian.
+        b: The other, of as many features.
     """
     overlap = np.linalg.svd(_factor(a.covariance).T @ _factor(b.covariance), compute_uv=False)
     spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap.sum()

@@ -61,7 +61,12 @@ class Score:
 
 
 def mask_iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
-    """Intersection over union of two masks; 0 if both are empty."""
+    """Intersection over union of two masks; 0 if both are empty.
+
+    Args:
+        a: One mask.
+        b: The other, of the same size.
+    """
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 0.0
 
@@ -97,7 +102,13 @@ def match(
 
 
 def score(found: Sequence[Detection], meant: Sequence[Detection], min_iou: float = 0.5) -> Score:
-    """Precision, recall and F1 of one picture; arguments as in `match`."""
+    """Precision, recall and F1 of one picture; arguments as in `match`.
+
+    Args:
+        found: The objects of a picture.
+        meant: Those that it should have.
+        min_iou: The least overlap of boxes that counts.
+    """
     pairs = match(found, meant, min_iou)
     precision = len(pairs) / len(found) if found else float(not meant)
     recall = len(pairs) / len(meant) if meant else 1.0
@@ -106,7 +117,11 @@ def score(found: Sequence[Detection], meant: Sequence[Detection], min_iou: float
 
 
 def mean_score(scores: Iterable[Score]) -> dict[str, float]:
-    """Averages over pictures of precision, recall and F1."""
+    """Averages over pictures of precision, recall and F1.
+
+    Args:
+        scores: One a picture.
+    """
     rows = [(one.precision, one.recall, one.f1) for one in scores]
     means = np.mean(rows, axis=0) if rows else np.full(3, np.nan)
     return dict(zip(("precision", "recall", "f1"), map(float, means), strict=True))
@@ -187,6 +202,10 @@ def rsim(found: Layout, meant: Layout) -> float:
     The classes in both pictures are compared pair by pair, both ways round, and each with the
     centre of the picture: does the first lie to the left or the right, above or below? Of n classes
     these are 2n² relations. 0 if no class is in both; a tie is a relation of its own.
+
+    Args:
+        found: Of the picture that was drawn.
+        meant: Of the one that was asked for.
     """
     both = found.present & meant.present
     if not both.any():

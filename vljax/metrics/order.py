@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when they are first used
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy import stats
 
 from vljax.data.scenes import PARTS_OF_SPEECH
 from vljax.errors import UserError
@@ -300,7 +300,7 @@ def precedence(
             differences.append(np.mean(last) - np.mean(first))
     if not np.any(differences):
         return Precedence(0.0, 1.0, len(differences))
-    p_value = stats.wilcoxon(differences, alternative="greater").pvalue
+    p_value = scipy.stats.wilcoxon(differences, alternative="greater").pvalue
     return Precedence(float(np.mean(differences)), float(p_value), len(differences))
 
 

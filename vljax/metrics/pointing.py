@@ -15,8 +15,8 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy  # its parts load when they are first used
 from jaxtyping import Bool, Float, Int
-from scipy import optimize, sparse, stats
 
 #: Side of the grid on which maps are compared.
 SIDE = 14
@@ -70,6 +70,10 @@ def earth_movers_distance(a: Map, b: Map) -> float:
     the surpluses of one travel to those of the other: a transport problem of far fewer cells,
     which HiGHS's dual simplex solves.
 
+    Args:
+        a: A map that sums to 1.
+        b: Another on the same grid.
+
     Raises:
         ValueError: the grids differ, or a map does not sum to 1.
     """
@@ -87,13 +91,13 @@ def earth_movers_distance(a: Map, b: Map) -> float:
     moved = 0.5 * np.abs(difference).sum()
     cost = cell_distances(*a.shape)[np.ix_(gives, takes)]
     m, n = cost.shape
-    rows = sparse.kron(sparse.eye(m), np.ones((1, n)), format="csr")
-    columns = sparse.kron(np.ones((1, m)), sparse.eye(n), format="csr")
+    rows = scipy.sparse.kron(scipy.sparse.eye(m), np.ones((1, n)), format="csr")
+    columns = scipy.sparse.kron(np.ones((1, m)), scipy.sparse.eye(n), format="csr")
     # One of the equations follows from the others: without it the program is never infeasible by
     # a rounding.
-    solved = optimize.linprog(
+    solved = scipy.optimize.linprog(
         cost.ravel(),
-        A_eq=sparse.vstack([rows, columns[1:]], format="csr"),
+        A_eq=scipy.sparse.vstack([rows, columns[1:]], format="csr"),
         b_eq=np.concatenate([supply, demand[1:]]),
         method="highs-ds",
     )
@@ -105,6 +109,9 @@ def random_point_distance(evidence: Map) -> float:
 
     A point's only plan is to send its mass to all the evidence: the mean over points of the
     evidence's mean distance from them.
+
+    Args:
+        evidence: A map that sums to 1.
     """
     return float(cell_distances(*evidence.shape).mean(0) @ evidence.ravel())
 
@@ -124,7 +131,7 @@ def rank_correlation(a: Map, b: Map, rng: np.random.Generator | None = None) -> 
     ranks = []
     for one in (a.ravel(), b.ravel()):
         if rng is None:
-            ranks.append(stats.rankdata(one))
+            ranks.append(scipy.stats.rankdata(one))
         else:
             ranks.append(_places(np.lexsort((rng.random(one.size), one))))
     centred = [rank - rank.mean() for rank in ranks]
@@ -139,7 +146,12 @@ def _places(order: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def pointing_game(points: Float[np.ndarray, "h w"], evidence: Bool[np.ndarray, "H W"]) -> bool:
-    """Whether the centre of the map's highest cell lies on the evidence, a mask of any size."""
+    """Whether the centre of the map's highest cell lies on the evidence, a mask of any size.
+
+    Args:
+        points: A map of weights on a grid.
+        evidence: The mask of what is right, at a size of its own.
+    """
     row, column = np.unravel_index(np.argmax(points), points.shape)
     height, width = evidence.shape
     y = int((row + 0.5) * height / points.shape[0])
@@ -148,7 +160,12 @@ def pointing_game(points: Float[np.ndarray, "h w"], evidence: Bool[np.ndarray, "
 
 
 def mass_on(points: Map, evidence: Bool[np.ndarray, "H W"]) -> float:
-    """The share of the map's mass on the evidence, of cells on its border their covered part."""
+    """The share of the map's mass on the evidence, of cells on its border their covered part.
+
+    Args:
+        points: A map of weights on a grid.
+        evidence: The mask of what is right, at a size of its own.
+    """
     rows = _shares(evidence.shape[0], points.shape[0])
     columns = _shares(evidence.shape[1], points.shape[1])
     area = np.outer(rows.sum(1), columns.sum(1))
@@ -160,6 +177,10 @@ def top_iou(points: Map, evidence: Map) -> float:
     """Intersection over union of the map's highest cells with the evidence's cells.
 
     As many cells are taken as the evidence has with at least half of its fullest cell's mass.
+
+    Args:
+        points: A map of weights on a grid.
+        evidence: The truth on the same grid, each cell its share.
     """
     truth = (evidence >= evidence.max() / 2).ravel()
     taken = np.zeros_like(truth)
@@ -171,9 +192,13 @@ def area_under_curve(points: Map, evidence: Map) -> float:
     """The chance that a cell of the evidence is higher than one beside it, ties counting half.
 
     NaN where every cell is evidence.
+
+    Args:
+        points: A map of weights on a grid.
+        evidence: The truth on the same grid, each cell its share.
     """
     truth = (evidence >= evidence.max() / 2).ravel()
-    ranks = stats.rankdata(points.ravel())
+    ranks = scipy.stats.rankdata(points.ravel())
     inside, outside = truth.sum(), (~truth).sum()
     if not outside:
         return float("nan")

@@ -66,6 +66,10 @@ class ShapeScore:
 def iou_within(found: Mask, mask: Mask) -> float:
     """|found ∩ mask| / |mask|, the thesis's IoU.
 
+    Args:
+        found: The mask of what was found.
+        mask: The mask within which it counts.
+
     Raises:
         ValueError: the masks are of different sizes.
         UserError: `mask` is empty.

@@ -111,7 +111,12 @@ def bleu(
 
 
 def bleu_13a(predictions: Sequence[str], references: References) -> float:
-    """Corpus BLEU-4 of plain text, as WMT scores it."""
+    """Corpus BLEU-4 of plain text, as WMT scores it.
+
+    Args:
+        predictions: One plain text an example.
+        references: Of each example, the texts that are right.
+    """
     return bleu(predictions, references, tokenize="13a")
 
 
@@ -144,7 +149,12 @@ def rouge(
 
 
 def ter(predictions: Sequence[str], references: References) -> float:
-    """Translation Edit Rate, on words between spaces whatever their case; lower is better."""
+    """Translation Edit Rate, on words between spaces whatever their case; lower is better.
+
+    Args:
+        predictions: One text an example, words between spaces.
+        references: Of each example, the texts that are right.
+    """
     from sacrebleu.metrics import TER
 
     _check(predictions, references)
@@ -152,7 +162,12 @@ def ter(predictions: Sequence[str], references: References) -> float:
 
 
 def accuracy(predictions: Sequence[str], references: References) -> float:
-    """Share of texts that have the words of a reference, all and in order."""
+    """Share of texts that have the words of a reference, all and in order.
+
+    Args:
+        predictions: One text an example, words between spaces.
+        references: Of each example, the texts that are right.
+    """
     _check(predictions, references)
     hits = 0
     for prediction, right in zip(predictions, references, strict=True):
@@ -161,12 +176,22 @@ def accuracy(predictions: Sequence[str], references: References) -> float:
 
 
 def cider(predictions: Sequence[str], references: References) -> float:
-    """CIDEr-D; n-grams weigh by their rarity among the references given, hence needs many."""
+    """CIDEr-D; n-grams weigh by their rarity among the references given, hence needs many.
+
+    Args:
+        predictions: One text an example, words between spaces.
+        references: Of each example, the texts that are right.
+    """
     return float(cider_scores(predictions, references).mean())
 
 
 def cider_scores(predictions: Sequence[str], references: References) -> Float[np.ndarray, " n"]:
-    """CIDEr-D of each prediction, whose mean is that of the corpus."""
+    """CIDEr-D of each prediction, whose mean is that of the corpus.
+
+    Args:
+        predictions: One text an example, words between spaces.
+        references: Of each example, the texts that are right.
+    """
     _need_coco()
     from pycocoevalcap.cider.cider import Cider
 
@@ -175,7 +200,13 @@ def cider_scores(predictions: Sequence[str], references: References) -> Float[np
 
 
 def coco_bleu(predictions: Sequence[str], references: References, order: int = 4) -> float:
-    """BLEU as COCO's server computes it, of n-grams up to an order."""
+    """BLEU as COCO's server computes it, of n-grams up to an order.
+
+    Args:
+        predictions: One text an example, words between spaces.
+        references: Of each example, the texts that are right.
+        order: The longest n-grams.
+    """
     _need_coco()
     from pycocoevalcap.bleu.bleu import Bleu
 
@@ -184,7 +215,12 @@ def coco_bleu(predictions: Sequence[str], references: References, order: int = 4
 
 
 def coco_rouge_l(predictions: Sequence[str], references: References) -> float:
-    """ROUGE-L as COCO's server computes it: best precision and best recall, β = 1.2."""
+    """ROUGE-L as COCO's server computes it: best precision and best recall, β = 1.2.
+
+    Args:
+        predictions: One text an example, words between spaces.
+        references: Of each example, the texts that are right.
+    """
     _need_coco()
     from pycocoevalcap.rouge.rouge import Rouge
 
@@ -194,6 +230,10 @@ def coco_rouge_l(predictions: Sequence[str], references: References) -> float:
 
 def meteor(predictions: Sequence[str], references: References) -> float:
     """METEOR 1.5 for English.
+
+    Args:
+        predictions: One text an example, words between spaces.
+        references: Of each example, the texts that are right.
 
     Raises:
         MissingToolError: `pycocoevalcap` or Java is not installed, or fails.
@@ -211,6 +251,10 @@ def meteor(predictions: Sequence[str], references: References) -> float:
 
 def spice(predictions: Sequence[str], references: References) -> float:
     """SPICE, of PJ-X's table 2.2.
+
+    Args:
+        predictions: One text an example, words between spaces.
+        references: Of each example, the texts that are right.
 
     Raises:
         MissingToolError: `pycocoevalcap`, Java, or the parser that SPICE needs is not installed,

@@ -44,7 +44,11 @@ _FULL_STOP = re.compile(r"(?!<=\d)\.(?!\d)")
 
 
 def normalise_answer(answer: str) -> str:
-    """An answer's words in one form, as the official measure brings them there."""
+    """An answer's words in one form, as the official measure brings them there.
+
+    Args:
+        answer: As it was given.
+    """
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     numeric = _COMMA_IN_NUMBER.search(text) is not None
     plain = text

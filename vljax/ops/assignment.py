@@ -1,14 +1,15 @@
 """The linear assignment problem: the permutation of least cost."""
 
+import importlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy  # its parts load when they are first used
 from jax import lax
 from jax.experimental.buffer_callback import Buffer, ExecutionContext, buffer_callback
 from jaxtyping import Array, Bool, Float, Int
-from scipy import optimize
 
 from vljax.errors import UserError
 
@@ -52,6 +53,7 @@ def linear_sum_assignment(
 
 
 def _on_host(cost: Array) -> Array:
+    importlib.import_module("scipy.optimize")  # here, and not in a running program's thread
     # The column minima of the row-reduced costs spare SciPy a third of its search.
     prices = (cost - cost.min(-1, keepdims=True)).min(-2)
     prices = jnp.where(jnp.isfinite(prices), prices, 0)
@@ -70,10 +72,10 @@ def _scipy(context: ExecutionContext, out: Buffer, costs: Buffer, column_prices:
     for index in np.ndindex(cost.shape[:-2]):
         np.subtract(cost[index], prices[index], out=reduced, dtype=np.float64)
         try:
-            columns[index] = optimize.linear_sum_assignment(reduced)[1]
+            columns[index] = scipy.optimize.linear_sum_assignment(reduced)[1]
         except ValueError:  # an entry is −inf, or no permutation avoids +inf
             finite = _finite(cost[index].astype(np.float64), np)
-            columns[index] = optimize.linear_sum_assignment(finite)[1]
+            columns[index] = scipy.optimize.linear_sum_assignment(finite)[1]
 
 
 def _finite(cost: Any, xp: Any) -> Any:

@@ -60,7 +60,12 @@ def l2_normalise(
 
 
 def signed_unit(x: Float[Array, "b *n c"], over: Over = "place") -> Float[Array, "b *n c"]:
-    """The signed root, then norm 1: what follows a bilinear pooling (MCB, sec. 3.1)."""
+    """The signed root, then norm 1: what follows a bilinear pooling (MCB, sec. 3.1).
+
+    Args:
+        x: examples first, channels last.
+        over: what has norm 1, see `l2_normalise`.
+    """
     return l2_normalise(signed_sqrt(x), over)
 
 
@@ -71,6 +76,11 @@ def sketch_hashes(
 
     They are constants of a network, not parameters: the same seed gives the same hashes with every
     version of numpy, so weights trained with them keep their meaning.
+
+    Args:
+        seed: of both hashes.
+        features: how many are hashed.
+        size: of the sketch.
     """
     raw = np.random.PCG64(seed).random_raw(2 * features)
     targets = (raw[:features] % np.uint64(size)).astype(np.int32)
@@ -84,7 +94,14 @@ def count_sketch(
     signs: Float[np.ndarray, " c"],
     size: int,
 ) -> Float[Array, "*b size"]:
-    """Ψ(x)ⱼ = Σ of sᵢ xᵢ over the i with hᵢ = j (Charikar et al. 2002), float32."""
+    """Ψ(x)ⱼ = Σ of sᵢ xᵢ over the i with hᵢ = j (Charikar et al. 2002), float32.
+
+    Args:
+        x: features.
+        targets: hᵢ in 0 … size-1, see `sketch_hashes`.
+        signs: sᵢ, ±1.
+        size: of the sketch; static.
+    """
     signed = x.astype(jnp.float32) * signs
     return jnp.zeros((*x.shape[:-1], size)).at[..., targets].add(signed)
 
@@ -122,6 +139,11 @@ def factorised(
 
     Yu et al., "Multi-modal Factorized Bilinear Pooling" (2017), equation 3, of features already
     projected to o · factors; one factor leaves MLB's product (Kim et al. 2017, equation 6).
+
+    Args:
+        x: features.
+        y: features; leading axes broadcast against x's.
+        factors: how many neighbours are summed; divides k; static.
     """
     z = x * y
     return z.reshape(*z.shape[:-1], -1, factors).sum(-1)
@@ -136,6 +158,12 @@ def tucker(
     """zₒ = xᵀ Tₒ y with every slice of the core tensor T of rank r: Σᵣ (x Lᵣ) ∘ (y Rᵣ).
 
     Ben-younes et al., "MUTAN" (2017), equation 7. With r = min(a, c) any core can be written so.
+
+    Args:
+        x: features.
+        y: features; leading axes broadcast against x's.
+        left: of each rank, what x is projected by.
+        right: and what y is.
     """
     x_ranks = jnp.einsum("...a,rao->...ro", x, left)
     y_ranks = jnp.einsum("...c,rco->...ro", y, right)
@@ -151,6 +179,12 @@ def block_tucker(
     """`tucker` of each block of features with a core of its own (Ben-younes et al. 2019, eq. 8).
 
     The core of the whole is block-diagonal; with one block it is MUTAN's.
+
+    Args:
+        x: features in blocks.
+        y: features in as many blocks; leading axes broadcast against x's.
+        left: of each block and rank, what x is projected by.
+        right: and what y is.
     """
     pooled = jax.vmap(tucker, in_axes=(-2, -2, 0, 0), out_axes=-2)
     return pooled(x, y, left, right)

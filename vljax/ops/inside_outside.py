@@ -212,7 +212,14 @@ def inside_outside_weights(
     *,
     scale: float | None = None,
 ) -> Float[Array, "b h q k"]:
-    """The attention map of each head, float32; masked as in algorithm 3 if there is a mask."""
+    """The attention map of each head, float32; masked as in algorithm 3 if there is a mask.
+
+    Args:
+        query: queries.
+        key: keys.
+        mask: which keys each query may see, see `token_mask`; None for all.
+        scale: factor on the scores; 1/√d if None.
+    """
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores * scale, axis=-1)

@@ -112,7 +112,13 @@ def bethe_permanent(
     num_iters: int = 30,
     mask: Bool[Array, "*#b n"] | None = None,
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b n n"]]:
-    """`log_bethe_permanent` and its marginals B, through which no gradient flows."""
+    """`log_bethe_permanent` and its marginals B, through which no gradient flows.
+
+    Args:
+        logits: square matrices; −inf stands for a zero of the matrix.
+        num_iters: updates of all messages; static.
+        mask: True where a position takes part; the others are fixed points of weight one.
+    """
     _size(logits)
     if num_iters < 1:
         raise UserError(f"num_iters={num_iters}: give at least 1")

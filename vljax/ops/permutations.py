@@ -33,6 +33,11 @@ def gumbel_kl(
 
     Mena et al. (2018), appendix B.3. With r = prior_temperature / temperature it is
     −log r − 1 + γ (r − 1) + r x + Γ(1 + r) exp(−r x), γ being Euler's constant.
+
+    Args:
+        logits: any shape.
+        temperature: of the posterior, positive; traced.
+        prior_temperature: of the prior, positive; traced.
     """
     x = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     r = jnp.asarray(prior_temperature, x.dtype) / jnp.asarray(temperature, x.dtype)

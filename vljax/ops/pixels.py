@@ -14,7 +14,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def to_unit(pixels: Shaped[A, "*b"]) -> Float[A, "*b"]:
-    """Pixels 0…255, of any type, to float32 in [-1, 1]."""
+    """Pixels 0…255, of any type, to float32 in [-1, 1].
+
+    Args:
+        pixels: any shape, numpy or JAX.
+    """
     return pixels.astype(np.float32) / 127.5 - 1.0
 
 
@@ -32,10 +36,18 @@ def standardise(
 
 
 def to_levels(image: Float[A, "*b"]) -> Float[A, "*b"]:
-    """[-1, 1] to 0…255, neither rounded nor limited."""
+    """[-1, 1] to 0…255, neither rounded nor limited.
+
+    Args:
+        image: any shape, numpy or JAX.
+    """
     return (image + 1.0) * 127.5
 
 
 def to_pixels(image: Float[A, "*b"]) -> UInt8[A, "*b"]:
-    """[-1, 1] to the nearest pixels 0…255; what lies outside becomes the nearest end."""
+    """[-1, 1] to the nearest pixels 0…255; what lies outside becomes the nearest end.
+
+    Args:
+        image: any shape, numpy or JAX.
+    """
     return to_levels(image).round().clip(0, 255).astype(np.uint8)

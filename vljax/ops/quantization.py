@@ -11,7 +11,12 @@ from jaxtyping import Array, Float, Int, Key
 
 
 def nearest(z: Float[Array, "*b d"], codebook: Float[Array, "n d"]) -> Int[Array, "*b"]:
-    """The index of the code nearest to each vector by Euclid's distance, int32; float32 inside."""
+    """The index of the code nearest to each vector by Euclid's distance, int32; float32 inside.
+
+    Args:
+        z: vectors.
+        codebook: the codes.
+    """
     z, codebook = z.astype(jnp.float32), codebook.astype(jnp.float32)
     # ‖z − e‖² without ‖z‖², which is the same for all codes. Full float32, also on accelerators:
     # at less, positions near a border between two codes change sides.
@@ -21,7 +26,12 @@ def nearest(z: Float[Array, "*b d"], codebook: Float[Array, "n d"]) -> Int[Array
 
 
 def straight_through(chosen: Float[Array, "*b"], soft: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """The value of `chosen` with the gradient of `soft`."""
+    """The value of `chosen` with the gradient of `soft`.
+
+    Args:
+        chosen: what comes out.
+        soft: what the gradient goes to; of the same shape.
+    """
     return soft + jax.lax.stop_gradient(chosen - soft)
 
 

@@ -21,13 +21,22 @@ LARGEST_SCALE = 100.0
 
 
 def normalise(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Vectors at unit length, float32."""
+    """Vectors at unit length, float32.
+
+    Args:
+        x: vectors of any length but 0.
+    """
     x = x.astype(jnp.float32)
     return x / _length(x)[..., None]
 
 
 def cosine(a: Float[Array, "*b d"], b: Float[Array, "*c d"]) -> Float[Array, "*bc"]:
-    """Cosines of the angles between vectors, float32; leading axes broadcast."""
+    """Cosines of the angles between vectors, float32; leading axes broadcast.
+
+    Args:
+        a: vectors of any length but 0.
+        b: vectors as wide; their axes but the last broadcast against a's.
+    """
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return (a * b).sum(-1) / (_length(a) * _length(b))
 
@@ -42,6 +51,9 @@ def clip_scale(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
     """CLIP's factor on cosines (the inverse temperature) from its learned logarithm: 100 at most.
 
     At the limit it has no gradient, as in the original, which limits the parameter.
+
+    Args:
+        logit_scale: the learned logarithm.
     """
     return jnp.minimum(jnp.exp(logit_scale), LARGEST_SCALE)
 
@@ -117,7 +129,12 @@ def late_interaction_loss(
 ) -> Float[Array, ""]:
     """`contrastive_loss` by late interaction: each row finds its partner by its own tokens.
 
-    Arguments as in `late_interaction`, partners in the same rows; `scale` as in `contrastive_loss`.
+    Args:
+        a: Tokens of one side.
+        b: Tokens of the other; partners are in the same rows.
+        scale: The inverse temperature; traced.
+        a_counts: True for the tokens of `a` that count; None for all.
+        b_counts: And of `b`.
     """
     from_a, from_b = late_interaction(a, b, a_counts, b_counts)
     rows, columns = scale * from_a, scale * from_b

@@ -6,8 +6,12 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 # A name that goes from here breaks programs; one that comes is a promise.
 OFFERED = {
@@ -89,3 +93,13 @@ def test_every_argument_is_told(room):
 def test_the_package_itself_imports_nothing():
     heavy = "import sys, vljax; print([m for m in ('jax', 'flax', 'numpy') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", heavy], text=True).strip() == "[]"
+
+
+def test_the_doors_have_commands():
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    doors = {"train", "generate", "evaluate", "export", "page"}
+    assert {f"vljax-{name}" for name in doors} <= set(told)
+    for command, place in told.items():
+        module, _, function = place.partition(":")
+        assert module.removesuffix(".__main__") == command.replace("-", ".")
+        assert callable(getattr(importlib.import_module(module), function))

@@ -181,8 +181,11 @@ def is_fused(lowered):
     indirect=True,
 )
 def test_gradients_of_every_stage(opened):
+    """Of stages that differ in a term of the loss only, the last."""
     config, system, skeleton = opened
-    stages = system.stages(config)
+    alike = {"semani_trans": ("autoencoder", "pretrain", "plain", "language")}
+    covered = alike.get(config.system, ())
+    stages = [stage for stage in system.stages(config) if stage.name not in covered]
     assert stages
     for stage in stages:
         fused = is_fused(lower_gradient(stage, skeleton, config))

@@ -95,9 +95,10 @@ def get_config(family: str = "latent") -> ConfigDict:
     # Of `tokens`: how much words count beside the picture's codes (DALL-E: 1 to 7).
     config.text_weight = 0.125
     # Of `adversarial`: factors of the penalty on the discriminator's gradient at real pictures
-    # (R1) and of the texts' divergence (StackGAN), and whether real pictures under others' texts
-    # are told apart from those under their own (GAN-INT-CLS).
-    config.adversarial = {"r1": 1.0, "divergence": 1.0, "mismatch": True}
+    # (R1) and of the texts' divergence (StackGAN), whether real pictures under others' texts are
+    # told apart from those under their own, and the share of pictures that are drawn of what lies
+    # between two texts (GAN-INT-CLS).
+    config.adversarial = {"r1": 1.0, "divergence": 1.0, "mismatch": True, "interpolated": 0.25}
     # How pictures are drawn where no flag says otherwise. The guidance scale is w of
     # cond + w·(cond − uncond); the usual form's s is w + 1.
     config.samples = {
@@ -305,7 +306,7 @@ def _adversarial(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.model.discriminator = {**_PICTURES}
     config.pretrained.update({"generator": "", "discriminator": ""})
     adam = {"name": "adam", "b1": 0.0, "b2": 0.99, "schedule": "constant", "clip_norm": 0.0}
-    stages["adversarial"] = get_stage_config(32, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
+    stages["adversarial"] = get_stage_config(16, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
 
 
 _RECIPES = {

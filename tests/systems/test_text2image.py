@@ -15,7 +15,7 @@ from vljax.errors import UserError
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.ops.pixels import to_unit
 from vljax.request import check
-from vljax.systems.text2image import FAMILIES, SYSTEM, get_config
+from vljax.systems.text2image import FAMILIES, SYSTEM, get_config, get_published_config
 from vljax.systems.text2image.evaluation import TABLE, Judging
 from vljax.systems.text2image.families import FAMILIES as DRAW
 from vljax.systems.text2image.families import Wish, adversarial, latent
@@ -187,6 +187,21 @@ def test_the_table(opened):
     assert ("nats a code" in first) == (DRAW[config.family].nats is not None)
     assert all(first.get(name, 1) > 0 for name in ("bits/dim", "nats a code"))
     assert len(report.figures) == len(rows) - 2
+
+
+def test_published_codes_are_given_and_levels_divide_what_a_byte_holds():
+    config = get_published_config("tokens", "/data/coco")
+    skeleton = jax.eval_shape(lambda: make_model(config))
+    assert skeleton.transformer.codes == 256
+    assert skeleton.vqgan.quantize.embedding.weight.shape == (1024, 256)
+    config = get_config("vqvae")
+    del config.stages["vqgan"]
+    with pytest.raises(UserError, match=r"no codes are trained: .*pretrained\.vqgan=FILE"):
+        SYSTEM.stages(config)
+    config = get_config("pixelcnn")
+    config.model.pixelcnn.levels = 6
+    with pytest.raises(UserError, match=r"model\.pixelcnn\.levels=6: .*give a power of 2"):
+        jax.eval_shape(lambda: make_model(config))
 
 
 def test_a_transformers_words_are_the_tokens_between_start_and_end():

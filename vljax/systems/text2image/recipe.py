@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
 from vljax.errors import UserError
-from vljax.models import glide
+from vljax.models import glide, vqgan
 from vljax.models.clip import PUBLISHED
 from vljax.training.optimizer import get_optimizer_config
 
@@ -325,9 +325,12 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
 
     - `latent`: Stable Diffusion 1.5 at 512 px, whose folder `pretrained.sd` gives; nothing trains.
     - `pixels`: GLIDE's filtered model at 64 px, whose file `pretrained.glide` gives.
-    - `tokens`: DALL-E's settings at 256 px over VQGAN's codes; the VQGAN is given.
-    - `vqvae`, `pixelcnn`, `variational`, `adversarial`: the small networks, at 64 px, on CLIP
-      ViT-B/32's texts.
+    - `tokens`: SeMani-Trans's Transformer and optimizer, without gray pictures, at 256 px over the
+      codes of the published VQGAN, which `pretrained.vqgan` gives (16×16 of 1,024). DALL-E's own,
+      of 12 billion parameters, was never published.
+    - `vqvae`: a PixelCNN over the same codes.
+    - `pixelcnn`, `variational`, `adversarial`: the small networks, at 64 px, on CLIP ViT-B/32's
+      texts.
 
     Args:
         family: Of `FAMILIES`.
@@ -367,4 +370,24 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
         config.diffusion.update(diffusion)
         config.samples.guidance_scale = 2.0
         config.stages.upsampler = config.stages.diffusion.copy_and_resolve_references()
+    if family in ("tokens", "vqvae"):
+        _published_codes(config)
     return config
+
+
+def _published_codes(config: ConfigDict) -> None:
+    config.data.image_size = 256
+    shared = {"beta": 0.25, "legacy": True, "remat": "off", "dtype": "float32"}
+    config.model.vqgan = {**vqgan.PUBLISHED["imagenet_f16_1024"], **shared}
+    for name in ("autoencoder", "vqgan"):
+        del config.stages[name]
+    adamw: dict[str, Any] = {"name": "adamw", "learning_rate": 5e-4, "b2": 0.96}
+    adamw |= {"weight_decay": 1e-3, "clip_norm": 4.0, "warmup_steps": 1000}
+    if config.family == "tokens":
+        config.model.transformer.update({"features": 512, "layers": 24, "heads": 8})
+        config.model.transformer.update({"head_channels": 64, "text_length": 76})
+        config.model.transformer.update({"remat": "keep_products", "dtype": "bfloat16"})
+        config.stages.transformer = get_stage_config(96, 400_000, **adamw)
+    else:
+        config.model.pixelcnn.update({"features": 256, "layers": 12, "dtype": "bfloat16"})
+        config.stages.prior = get_stage_config(96, 400_000, ema_decay=0.999, **adamw)

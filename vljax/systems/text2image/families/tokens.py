@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from vljax.data.source import Transform
 from vljax.diffusion.progress import Progress
+from vljax.errors import UserError
 from vljax.models.adversarial import reconstruction_error, vqgan_loss
 from vljax.models.completion import complete
 from vljax.models.vqgan import codebook_of_centres
@@ -56,7 +57,13 @@ def stages(config: ConfigDict) -> list[Stage]:
 
 
 def code_stages(config: ConfigDict) -> list[Stage]:
-    """`autoencoder`, `vqgan`: those that the config has. They train the part `vqgan`."""
+    """`autoencoder`, `vqgan`: those that the config has. They train the part `vqgan`.
+
+    Raises:
+        UserError: it is neither trained nor given.
+    """
+    if "vqgan" not in config.stages and not config.pretrained.vqgan:
+        raise UserError("no codes are trained: give some with --config.pretrained.vqgan=FILE")
     length = config.model.clip.context_length
     towers = [(r"vqgan\.(?!quantize)", 1.0)]
     codes, start = [(r"vqgan\.", 1.0)], None

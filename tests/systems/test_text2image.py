@@ -58,6 +58,12 @@ TINY = {
     },
     "pixelcnn": {"pixelcnn": {"levels": 4, **MASKED}},
     "variational": {"vae": {"latents": 4, **PICTURES}},
+    "unclip": {
+        # Texts are as wide as embeddings are long.
+        "clip": {"embed_dim": 16},
+        "unclip": {"layers": 1, "heads": 2, "head_channels": 8},
+        "vae": {"latents": 4, **PICTURES},
+    },
     "adversarial": {
         "generator": {"latents": 4, "condition": 8, **PICTURES},
         "discriminator": PICTURES,

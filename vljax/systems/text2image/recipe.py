@@ -11,7 +11,9 @@ from vljax.models.clip import PUBLISHED
 from vljax.training.optimizer import get_optimizer_config
 
 #: What draws: see `vljax.systems.text2image.families`.
-FAMILIES = ("latent", "pixels", "tokens", "vqvae", "pixelcnn", "variational", "adversarial")
+FAMILIES = (
+    *("latent", "pixels", "tokens", "vqvae", "pixelcnn", "variational", "unclip", "adversarial"),
+)
 
 _TOWER = {
     "text_width": 64,
@@ -68,6 +70,7 @@ def get_config(family: str = "latent") -> ConfigDict:
         "vqgan": {},
         "transformer": {},
         "pixelcnn": {},
+        "unclip": {},
         "generator": {},
         "discriminator": {},
     }
@@ -300,6 +303,22 @@ def _variational(config: ConfigDict, stages: dict[str, Any]) -> None:
     stages["variational"] = get_stage_config(32, 2000, ema_decay=0.99, learning_rate=3e-3)
 
 
+def _unclip(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """UnCLIP (Ramesh et al. 2022): a prior over CLIP's embeddings, and a VAE that draws of them."""
+    _variational(config, stages)
+    config.model.unclip = {
+        "layers": 2,
+        "heads": 4,
+        "head_channels": 32,
+        "remat": "off",
+        "dtype": "float32",
+    }
+    config.diffusion.update({"schedule": "cosine", "prediction": "x0"})
+    config.samples.update({"steps": "25", "guidance_scale": 0.0})
+    config.pretrained.unclip = ""
+    stages["prior"] = get_stage_config(64, 1000, ema_decay=0.99, learning_rate=3e-3)
+
+
 def _adversarial(config: ConfigDict, stages: dict[str, Any]) -> None:
     """A text-conditional GAN (Reed et al. 2016; Zhang et al. 2017)."""
     config.model.generator = {"latents": 64, "condition": 64, **_PICTURES}
@@ -316,6 +335,7 @@ _RECIPES = {
     "vqvae": _vqvae,
     "pixelcnn": _pixelcnn,
     "variational": _variational,
+    "unclip": _unclip,
     "adversarial": _adversarial,
 }
 
@@ -329,8 +349,8 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
       codes of the published VQGAN, which `pretrained.vqgan` gives (16×16 of 1,024). DALL-E's own,
       of 12 billion parameters, was never published.
     - `vqvae`: a PixelCNN over the same codes.
-    - `pixelcnn`, `variational`, `adversarial`: the small networks, at 64 px, on CLIP ViT-B/32's
-      texts.
+    - `pixelcnn`, `variational`, `unclip`, `adversarial`: the small networks, at 64 px, on CLIP
+      ViT-B/32's texts.
 
     Args:
         family: Of `FAMILIES`.

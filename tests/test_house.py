@@ -11,7 +11,7 @@ FILES = sorted((ROOT / "vljax").rglob("*.py"))
 
 # A room may import the rooms on lower floors, and those beside it that its line names.
 FLOORS = (
-    {"train", "generate", "evaluate", "export", "page"},
+    {"train", "generate", "evaluate", "examples", "export", "page"},
     {"doors"},
     {"systems"},
     {"training"},

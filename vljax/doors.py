@@ -87,6 +87,22 @@ def explaining(argv: Sequence[str]) -> Iterator[None]:
         ) from error
 
 
+#: The trained examples that come with the package, a folder each.
+EXAMPLES = Path(__file__).parent / "examples"
+
+
+def example(name: str) -> Path:
+    """The folder of an example, which is as a run's.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    known = sorted(file.parent.name for file in EXAMPLES.glob("*/config.json"))
+    if name not in known:
+        raise UserError(f"--example={name}: choose one of {', '.join(known)}")
+    return EXAMPLES / name
+
+
 class Run(NamedTuple):
     """A trained model and what is asked of it.
 
@@ -130,26 +146,32 @@ def open_run(
     config, rest = parse_config(argv)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--workdir", type=Path, help="the run whose model to use")
+    common.add_argument("--example", help="instead: a trained example of this name", metavar="NAME")
     common.add_argument("--out", type=Path, help=f"where results go (default: WORKDIR/{folder})")
     parser = argparse.ArgumentParser(
         prog,
-        usage=f"python -m {prog} (--workdir DIR | --config FILE.py[:DATA]) [flags]",
+        usage=f"python -m {prog} (--workdir DIR | --example NAME | --config FILE.py[:DATA]) …",
         description=about,
         parents=[common],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    workdir = common.parse_known_args(rest)[0].workdir
+    known = common.parse_known_args(rest)[0]
+    if known.workdir is not None and known.example is not None:
+        raise UserError("--workdir and --example: give one of them")
+    workdir = example(known.example) if known.example else known.workdir
     if config is None:
         if workdir is None:
             parser.parse_args([argument for argument in rest if argument in ("-h", "--help")])
-            raise UserError("give --workdir DIR of a training run, or --config with weights")
+            raise UserError(
+                "give --workdir DIR of a training run, --example NAME, or --config with weights"
+            )
         config = from_workdir(workdir)
     system = load_system(config.system)
     wanted = asks if isinstance(asks, type) else getattr(system, asks)
     add_flags(parser, wanted)
     args = parser.parse_args(rest)
     asked = from_flags(wanted, args)
-    if args.out is None and workdir is None:
+    if args.out is None and args.workdir is None:
         raise UserError("--out is missing: give a folder for the results")
 
     model = open_model(argv, system, config, workdir)

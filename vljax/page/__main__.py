@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vljax.config import from_workdir
-from vljax.doors import door, open_model, parse_config
+from vljax.doors import door, example, open_model, parse_config
 from vljax.errors import UserError
 from vljax.page.rooms import Room, name_rooms
 from vljax.systems import load_system
@@ -36,18 +36,24 @@ def main(argv: Sequence[str]) -> int:
     config, rest = parse_config(argv)
     parser = argparse.ArgumentParser(
         "vljax.page",
-        usage="python -m vljax.page (--workdir DIR … | --config FILE.py[:DATA]) [flags]",
+        usage="python -m vljax.page (--workdir DIR … | --example NAME … | --config FILE.py)",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--workdir", type=Path, action="extend", nargs="+", default=[], help="runs to show"
     )
+    parser.add_argument(
+        "--example", action="extend", nargs="+", default=[], help="examples to show"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="0 for a free one")
     args = parser.parse_args(rest)
+    args.workdir += [example(name) for name in args.example]
     if config is None and not args.workdir:
-        raise UserError("give --workdir DIR of a training run, or --config with weights")
+        raise UserError(
+            "give --workdir DIR of a training run, --example NAME, or --config with weights"
+        )
     if config is not None and len(args.workdir) > 1:
         raise UserError("--config is of one run: give one --workdir beside it, or none")
     listening = _listen(args.host, args.port)

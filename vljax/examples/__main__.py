@@ -1,0 +1,78 @@
+"""Makes an example of a finished run: its config, its weights in half precision, its results.
+
+python -m vljax.examples --workdir runs/tokens --name text2image --commit 1a2b3c4
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from vljax import files, pretrained
+from vljax.config import to_json
+from vljax.doors import EXAMPLES, door, open_run
+from vljax.errors import UserError
+from vljax.models.parameters import named_parameters, variables
+from vljax.request import File, option
+
+# What a package can carry of one example, in bytes.
+MOST = 12 * 2**20
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What becomes an example."""
+
+    name: str | None = option(None, help="what it is called (default: its system's name)")
+    commit: str | None = option(None, help="the commit with which it was trained")
+    results: File | None = option(
+        None, help="results.md of vljax.evaluate (default: WORKDIR/evaluation/results.md)"
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the door; returns the exit code.
+
+    Raises:
+        UserError: a flag, the workdir or its weights are wrong, or the example would be too large.
+    """
+    run = open_run(argv, "vljax.examples", __doc__, folder="example", asks=Packing)
+    asked: Packing = run.asked
+    name = asked.name or run.system.name
+    folder = EXAMPLES / name
+    judged = Path(asked.results or (run.workdir or run.out) / "evaluation" / "results.md")
+    if not judged.is_file():
+        raise UserError(f"{judged}: no such file; judge the run first, with vljax.evaluate")
+    parts = sorted(n for n, part in vars(run.model).items() if isinstance(part, nnx.Module))
+    layouts, values = variables(run.model), named_parameters(run.model)
+    tensors = {
+        path: pretrained.to_published(np.asarray(values[path], np.float16), layout)
+        for path, layout in layouts.items()
+    }
+    size = sum(one.nbytes for one in tensors.values())
+    if size > MOST:
+        told = f"{size / 2**20:.1f} MB, more than {MOST / 2**20:.0f}"
+        raise UserError(f"{name} would take {told}: train a smaller one")
+    pretrained.write_tensors(tensors, folder / "weights" / "example.safetensors")
+    stages = [{"name": "example", "parts": parts}]
+    files.write(folder / "weights" / "stages.json", json.dumps(stages, indent=1) + "\n")
+    config = run.config.copy_and_resolve_references()
+    config.compilation_cache = files.CACHE  # the reader's own, wherever this run had its
+    files.write(folder / "config.json", to_json(config) + "\n")
+    commit = f" at commit {asked.commit}" if asked.commit else ""
+    files.write(
+        folder / "README.md",
+        f"# {name}\n\n{run.config.about} Seed {run.config.seed}, trained{commit}; weights in half "
+        f"precision, {size / 2**20:.1f} MB.\n\n{judged.read_text('utf-8').strip()}\n",
+    )
+    print(f"example: {folder}")
+    return 0
+
+
+run = door(main)
+
+if __name__ == "__main__":
+    run()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vljax.errors import UserError, of_extra
+
 ROOT = Path(__file__).parents[1]
 
 # A name that goes from here breaks programs; one that comes is a promise.
@@ -103,3 +105,31 @@ def test_the_doors_have_commands():
         module, _, function = place.partition(":")
         assert module.removesuffix(".__main__") == command.replace("-", ".")
         assert callable(getattr(importlib.import_module(module), function))
+
+
+# What an extra's packages are called when they are imported, where not as when they are installed.
+IMPORTED = {"rouge-score": "rouge_score"}
+
+
+def test_what_an_extra_brings_is_asked_for_by_its_name(monkeypatch):
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    brings = {
+        extra: {IMPORTED.get(name, name) for name in re.findall(r"^[\w-]+", "\n".join(some), re.M)}
+        for extra, some in told["optional-dependencies"].items()
+        if extra not in ("cuda", "tpu", "test")
+    }
+    asked = set()
+    for file in (ROOT / "vljax").rglob("*.py"):
+        text = file.read_text("utf-8")
+        asked |= set(re.findall(r'of_extra\(\s*"(\w+)", "([\w.]+)"', text))
+        if "page" not in file.parts:
+            at_once = set(re.findall(r"^(?:import|from) (\w+)", text, re.M))
+            assert not at_once & set().union(*brings.values()), f"{file} imports what may be absent"
+    assert {extra for extra, _ in asked} == {"coco", "dialogues", "lsun", "tables"}
+    for extra, module in asked:
+        package = module.partition(".")[0]
+        assert package in brings[extra]
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UserError, match=rf"this takes the package {package}: .*\[{extra}\]"):
+            of_extra(extra, module, "this")

@@ -1,4 +1,10 @@
-"""The two exceptions that end a run with one line instead of a traceback."""
+"""The two exceptions that end a run with one line instead of a traceback.
+
+And what asks for the packages of extras, which not every installation has.
+"""
+
+import importlib
+from typing import Any
 
 
 class UserError(ValueError):
@@ -14,3 +20,23 @@ class RunError(RuntimeError):
 
     The message says where the run stands, what is kept, and how to go on. The doors exit with 1.
     """
+
+
+def of_extra(extra: str, module: str, what: str) -> Any:
+    """A module that comes with an extra of vljax alone, loaded when it is needed.
+
+    Args:
+        extra: Its name in `pyproject.toml`.
+        module: As `import` names it.
+        what: What needs it, as the message says it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(
+            f"{what} takes the package {package}: pip install 'vljax[{extra}]'"
+        ) from error

@@ -33,6 +33,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from vljax.errors import UserError, of_extra
+
 References = Sequence[Sequence[str]]
 """For each prediction, one right text or more."""
 
@@ -101,12 +103,14 @@ def bleu(
         tokenize: `sacrebleu`'s way of splitting words: `"none"` at spaces, `"13a"` as WMT.
         smooth: `sacrebleu`'s smoothing of n-grams that never match: `"exp"`, `"floor"`, `"add-k"`
             or `"none"`.
-    """
-    from sacrebleu.metrics import BLEU  # imports of a metric's program are for those who use it
 
+    Raises:
+        MissingToolError: the extra `tables` is not installed.
+    """
+    program = _program("sacrebleu.metrics")
     _check(predictions, references)
     # The warning that texts look tokenised is none where that is meant.
-    metric = BLEU(tokenize=tokenize, smooth_method=smooth, force=True)
+    metric = program.BLEU(tokenize=tokenize, smooth_method=smooth, force=True)
     return metric.corpus_score(list(predictions), _streams(references)).score
 
 
@@ -116,6 +120,9 @@ def bleu_13a(predictions: Sequence[str], references: References) -> float:
     Args:
         predictions: One plain text an example.
         references: Of each example, the texts that are right.
+
+    Raises:
+        MissingToolError: the extra `tables` is not installed.
     """
     return bleu(predictions, references, tokenize="13a")
 
@@ -134,12 +141,14 @@ def rouge(
 
     Returns:
         `rouge1`, `rouge2` and `rougeL`.
-    """
-    from rouge_score.rouge_scorer import RougeScorer
 
+    Raises:
+        MissingToolError: the extra `tables` is not installed.
+    """
+    program = _program("rouge_score.rouge_scorer")
     _check(predictions, references)
     names = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(names, use_stemmer=stem)
+    scorer = program.RougeScorer(names, use_stemmer=stem)
     total = dict.fromkeys(names, 0.0)
     for prediction, right in zip(predictions, references, strict=True):
         scores = scorer.score_multi(right, prediction)
@@ -154,11 +163,13 @@ def ter(predictions: Sequence[str], references: References) -> float:
     Args:
         predictions: One text an example, words between spaces.
         references: Of each example, the texts that are right.
-    """
-    from sacrebleu.metrics import TER
 
+    Raises:
+        MissingToolError: the extra `tables` is not installed.
+    """
+    program = _program("sacrebleu.metrics")
     _check(predictions, references)
-    return TER().corpus_score(list(predictions), _streams(references)).score
+    return program.TER().corpus_score(list(predictions), _streams(references)).score
 
 
 def accuracy(predictions: Sequence[str], references: References) -> float:
@@ -276,11 +287,19 @@ def spice(predictions: Sequence[str], references: References) -> float:
         raise MissingToolError("SPICE's Java program fails: it needs Java 8") from error
 
 
+def _program(module: str) -> Any:
+    """A metric's program, loaded for those who use it."""
+    try:
+        return of_extra("tables", module, "this metric")
+    except UserError as error:
+        raise MissingToolError(str(error)) from error
+
+
 def _need_coco() -> Path:
     """The folder of `pycocoevalcap`."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        raise MissingToolError("pycocoevalcap is not installed: pip install pycocoevalcap")
+        raise MissingToolError("pycocoevalcap is not installed: pip install 'vljax[captions]'")
     return Path(next(iter(found.submodule_search_locations)))
 
 

@@ -10,6 +10,7 @@ from vljax.data.pictures.images import write_png
 from vljax.data.pictures.maps import (
     find_hat,
     find_pointing,
+    heat_colours,
     mean_map,
     named_pointing,
     read_hat,
@@ -163,3 +164,9 @@ def test_people_count_alike():
     assert not mean_map([np.zeros((2, 2))]).any()
     with pytest.raises(UserError, match="different sizes \\(2×2, 2×3\\)"):
         mean_map([one, np.zeros((2, 3))])
+
+
+def test_more_heat_is_brighter_and_the_ends_are_black_and_white():
+    colours = heat_colours(np.linspace(0, 1, 101))
+    assert (np.diff(colours @ [0.2126, 0.7152, 0.0722]) > 0).all()
+    np.testing.assert_array_equal(colours[[0, -1]], [[0, 0, 0], [1, 1, 1]])

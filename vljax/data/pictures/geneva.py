@@ -35,7 +35,7 @@ from PIL import Image
 from vljax import files
 from vljax.data.dialogues import Dialogues
 from vljax.data.source import CorruptExampleError, check_index
-from vljax.errors import UserError
+from vljax.errors import UserError, of_extra
 
 Layout = Literal["clevr", "codraw"]
 #: What stands beside the dialogues in a file.
@@ -43,13 +43,7 @@ _NO_DIALOGUES = ("background", "entities")
 
 
 def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(
-            "files of i-CLEVR and CoDraw are HDF5, which takes h5py: pip install 'vljax[dialogues]'"
-        ) from error
-    return h5py
+    return of_extra("dialogues", "h5py", "a file of i-CLEVR or CoDraw (HDF5)")
 
 
 class Geneva:

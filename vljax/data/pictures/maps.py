@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib import colormaps
 from PIL import Image
 
 from vljax.data.pictures.images import read_image
@@ -160,6 +159,11 @@ def read_hat(path: str | os.PathLike[str]) -> Float[np.ndarray, "h w"]:
     return read_image(path).mean(-1, dtype=np.float32) / 255
 
 
+def heat_colours(heat: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b 3"]:
+    """Black, red, orange, yellow, white for 0 to 1, each brighter than the last; in [0, 1]."""
+    return (2 * heat[..., None] - np.array([0.0, 0.5, 1.0])).clip(0, 1)
+
+
 def over_picture(
     points: Float[np.ndarray, "h w"], image: UInt8[np.ndarray, "H W 3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -167,7 +171,7 @@ def over_picture(
     height, width = image.shape[:2]
     scaled = Image.fromarray(np.float32(points / max(points.max(), 1e-12)))
     heat = np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR)).clip(0, 1)
-    colours = colormaps["inferno"](heat)[..., :3] * 255
+    colours = 255 * heat_colours(heat)
     grey = image.mean(-1, keepdims=True) * 0.5 + 64
     share = 0.25 + 0.6 * heat[..., None]
     return (share * colours + (1 - share) * grey).clip(0, 255).astype(np.uint8)

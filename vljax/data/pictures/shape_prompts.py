@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
-from pycocotools import mask as rle_tools
 
 from vljax.data.pictures.images import decode_image
 from vljax.data.scenes import CLASSES
 from vljax.data.source import CorruptExampleError, Transform, check_index, read_json
-from vljax.errors import UserError
+from vljax.errors import UserError, of_extra
 
 #: Objects smaller or larger than these shares of the picture are left out of the benchmark.
 AREA = (0.02, 0.5)
@@ -160,15 +159,19 @@ def decode_mask(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
     if isinstance(segmentation, list) and segmentation:
         for polygon in segmentation:
             _check_polygon(polygon, height, width)
-        parts = rle_tools.frPyObjects(segmentation, height, width)
+        parts = _rle().frPyObjects(segmentation, height, width)
     elif isinstance(segmentation, dict):
         parts = [_run_lengths(segmentation, height, width)]
     else:
         raise ValueError("it is neither a list of polygons nor a run-length encoding")
-    mask = rle_tools.decode(rle_tools.merge(parts)).astype(bool)
+    mask = _rle().decode(_rle().merge(parts)).astype(bool)
     if not mask.any():
         raise ValueError("it marks no pixel")
     return mask
+
+
+def _rle() -> Any:
+    return of_extra("coco", "pycocotools.mask", "a mask of COCO's")
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> None:
@@ -196,7 +199,7 @@ def _run_lengths(segmentation: dict[str, Any], height: int, width: int) -> dict[
     whole = isinstance(runs, list) and all(isinstance(n, int) and n >= 0 for n in runs)
     if not whole or sum(runs) != height * width:
         raise ValueError(f"its counts are not run lengths of {height * width} pixels")
-    return rle_tools.frPyObjects({"size": size, "counts": runs}, height, width)
+    return _rle().frPyObjects({"size": size, "counts": runs}, height, width)
 
 
 def _decompress(text: str) -> list[int]:

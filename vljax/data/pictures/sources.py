@@ -16,13 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 
 from vljax import files
 from vljax.data.pictures.images import decode_image
 from vljax.data.source import CorruptExampleError, check_index
-from vljax.errors import UserError
+from vljax.errors import UserError, of_extra
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -186,18 +185,22 @@ class Lsun:
         try:
             with _environment(self.path, os.getpid()).begin() as transaction:
                 data = transaction.get(key)
-        except lmdb.Error as error:
+        except _lmdb().Error as error:
             raise _corrupt(index, where, error) from error
         if data is None:
             raise _corrupt(index, where, KeyError("no such key"))
         return {"image": _decode(data, index, where), "key": name}
 
 
+def _lmdb() -> Any:
+    return of_extra("lsun", "lmdb", "a database of LSUN (LMDB)")
+
+
 @functools.cache
-def _environment(path: str, process: int) -> lmdb.Environment:
+def _environment(path: str, process: int) -> Any:
     """The process's one handle on a database: LMDB forbids a second, and one across a fork."""
     del process
-    return lmdb.open(path, readonly=True, lock=False, readahead=False, create=False)
+    return _lmdb().open(path, readonly=True, lock=False, readahead=False, create=False)
 
 
 def _check_lmdb(path: str) -> None:
@@ -213,7 +216,7 @@ def _check_lmdb(path: str) -> None:
         # LMDB maps the file: touching a page beyond a truncated end would kill the process.
         needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         entries = environment.stat()["entries"]
-    except (lmdb.Error, OSError) as error:
+    except (_lmdb().Error, OSError) as error:
         raise UserError(
             f"LSUN database {shown} cannot be opened ({' '.join(str(error).split())}); "
             "unpack or download it again"

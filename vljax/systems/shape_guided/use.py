@@ -1,6 +1,6 @@
 """What a person asks of Shape-Guided Diffusion: edit a photograph by a mask and words."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
-from matplotlib import colormaps
 from ml_collections import ConfigDict
 from PIL import Image
 
 from vljax import pretrained
 from vljax.data.pictures.images import contact_sheet, read_image
+from vljax.data.pictures.maps import heat_colours
 from vljax.data.pictures.photographs import (
     covers_a_latent,
     read_mask,
@@ -283,10 +283,9 @@ def _paint(
     rows: Sequence[tuple[str, Float[np.ndarray, "h w"]]], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A sheet with a labelled picture for each map, each in its own range."""
-    colours: Callable = colormaps["viridis"]
     sheet = []
     for word, weights in rows:
-        shown = colours(weights / max(float(weights.max()), 1e-12))[..., :3]
+        shown = heat_colours(weights / max(float(weights.max()), 1e-12))
         picture = Image.fromarray(np.uint8(255 * shown)).resize((size[1], size[0]))
         sheet.append((f"{word} (up to {weights.max():.3f})", np.asarray(picture)[None]))
     return contact_sheet(sheet, min_side=96)

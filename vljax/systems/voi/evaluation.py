@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.source import Span
 from vljax.data.text import Text
-from vljax.errors import UserError
+from vljax.errors import UserError, of_extra
 from vljax.marks import END, PAD, START, UNKNOWN
 from vljax.metrics import order as order_metrics
 from vljax.metrics.report import Report, Row, paper_rows
@@ -105,9 +105,10 @@ def judge(model: VOI, config: ConfigDict, judging: Judging) -> Report:
     """The rows of tables 3.1 to 3.3 that this run has, and the figures with their rows.
 
     Raises:
-        UserError: nothing is held out for evaluation, or figure 3.5 is asked of a run without a
-            permutation network.
+        UserError: nothing is held out for evaluation, figure 3.5 is asked of a run without a
+            permutation network, or the extra `tables` is not installed.
     """
+    of_extra("tables", "matplotlib", "the evaluation with its figures")  # before hours of writing
     if judging.runtime and model.permutation is None:
         raise UserError("--runtime needs the permutation network: train with --config.order=voi")
     source = texts(config, held_out=True)

@@ -97,6 +97,8 @@ def test_published_files_read_texts_by_their_own_tokenizer(tmp_path):
     (tmp_path / "encoder.json").write_text(json.dumps(words))
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ b\n")
     config.glide_tokenizer = str(tmp_path / "vocab.bpe")
+    config.pretrained.upsampler = "upsample.pt"
+    assert SYSTEM.stages(config) == []
     reader = pixels.text_tokenizer(config)
     tokens = reader(["A ba", ""], 5)
     np.testing.assert_array_equal(tokens, [[0, 3, 0, 4, 4], [4] * 5])

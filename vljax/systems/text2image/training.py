@@ -13,7 +13,7 @@ from vljax.training.stage import Stage
 def stages(config: ConfigDict) -> list[Stage]:
     """`clip`, and the stages of the family that the config has.
 
-    None of `latent` where Stable Diffusion is published.
+    None of `latent` where Stable Diffusion is published, nor of `pixels` where all of GLIDE is.
 
     Raises:
         UserError: the data is not there, a field cannot be, a stage has no such name, or no CLIP is
@@ -22,7 +22,8 @@ def stages(config: ConfigDict) -> list[Stage]:
     check_family(config.family)
     if not 0 <= (share := config.diffusion.caption_dropout) <= 1:
         raise UserError(f"diffusion.caption_dropout={share} is no share: give 0 to 1")
-    if config.pretrained.get("sd"):
+    glide = [path for part, path in config.pretrained.items() if part in ("glide", "upsampler")]
+    if config.pretrained.get("sd") or (glide and all(glide)):
         return []
     listed = []
     if "clip" in config.stages:

@@ -26,10 +26,9 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="session")
-def room():
-    """A room that draws pictures of noise in a moment."""
-    config = parse_config(TINY)[0]
+def random_room(*argv):
+    """A room of what a command line says, with random weights."""
+    config = parse_config(argv)[0]
     system = load_system(config.system)
     skeleton = jax.eval_shape(lambda: system.make_model(config))
     rng = np.random.default_rng(0)
@@ -38,4 +37,10 @@ def room():
         for name, leaf in named_parameters(skeleton).items()
     }
     model = jax.tree.map(jax.numpy.asarray, with_parameters(skeleton, drawn))
-    return Room("sdg", "tiny", system, config, model)
+    return Room(config.system, "tiny", system, config, model)
+
+
+@pytest.fixture(scope="session")
+def room():
+    """A room that draws pictures of noise in a moment."""
+    return random_room(*TINY)

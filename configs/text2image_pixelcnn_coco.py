@@ -1,7 +1,12 @@
-r"""text2image, family pixelcnn.
+"""A gated PixelCNN over pixels of few levels, on COCO's captions.
 
-python -m vljax.train --config configs/text2image_pixelcnn_coco.py --workdir runs/pixelcnn
-python -m vljax.generate --workdir runs/pixelcnn --out drawn --prompt "a photo of a red star"
+    python -m vljax.train --config configs/text2image_pixelcnn_coco.py --workdir runs/pixelcnn
+    python -m vljax.generate --workdir runs/pixelcnn --out drawn --prompt "a photo of a red star"
+    python -m vljax.train --config configs/text2image_pixelcnn_coco.py:/data/coco --workdir runs/c
+
+The first trains on the embedded scenes, at eight levels a channel: 20 minutes of one core are
+estimated; of its 1,000 steps only the first 40 have been run here (1.93 to 1.57 nats a value). The
+third runs the same small network at 64 px on COCO 2014; it has not been run here.
 """
 
 from ml_collections import ConfigDict

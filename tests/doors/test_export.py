@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[2]
 CONFIG = (
     *("--config", str(ROOT / "configs" / "shape_guided_coco.py")),
     "--config.compilation_cache=",
+    "--config.model.unet.block_out_channels=(32,)",
+    "--config.model.unet.attention_levels=(True,)",
+    "--config.model.unet.num_heads=(2,)",
 )
 
 

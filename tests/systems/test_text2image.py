@@ -15,10 +15,11 @@ from vljax.errors import UserError
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.ops.pixels import to_unit
 from vljax.request import check
-from vljax.systems.text2image import FAMILIES, SYSTEM, get_config
+from vljax.systems.text2image import FAMILIES, SYSTEM, get_config, get_published_config
 from vljax.systems.text2image.evaluation import TABLE, Judging
 from vljax.systems.text2image.families import FAMILIES as DRAW
-from vljax.systems.text2image.families import Wish, latent
+from vljax.systems.text2image.families import Wish, adversarial, latent
+from vljax.systems.text2image.families.tokens import plain_of
 from vljax.systems.text2image.model import make_model, make_tokenizer
 from vljax.systems.text2image.use import Request
 from vljax.systems.text2image.use import generate as draw_request
@@ -57,6 +58,12 @@ TINY = {
     },
     "pixelcnn": {"pixelcnn": {"levels": 4, **MASKED}},
     "variational": {"vae": {"latents": 4, **PICTURES}},
+    "unclip": {
+        # Texts are as wide as embeddings are long.
+        "clip": {"embed_dim": 16},
+        "unclip": {"layers": 1, "heads": 2, "head_channels": 8},
+        "vae": {"latents": 4, **PICTURES},
+    },
     "adversarial": {
         "generator": {"latents": 4, "condition": 8, **PICTURES},
         "discriminator": PICTURES,
@@ -183,9 +190,33 @@ def test_the_table(opened):
     assert first["seconds a picture"] > 0
     assert first["parameters"] > 0
     assert ("bits/dim" in first) == (DRAW[config.family].bits is not None)
-    if "bits/dim" in first:
-        assert first["bits/dim"] > 0
+    assert ("nats a code" in first) == (DRAW[config.family].nats is not None)
+    assert all(first.get(name, 1) > 0 for name in ("bits/dim", "nats a code"))
     assert len(report.figures) == len(rows) - 2
+
+
+def test_published_codes_are_given_and_levels_divide_what_a_byte_holds():
+    config = get_published_config("tokens", "/data/coco")
+    skeleton = jax.eval_shape(lambda: make_model(config))
+    assert skeleton.transformer.codes == 256
+    assert skeleton.vqgan.quantize.embedding.weight.shape == (1024, 256)
+    config = get_config("vqvae")
+    del config.stages["vqgan"]
+    with pytest.raises(UserError, match=r"no codes are trained: .*pretrained\.vqgan=FILE"):
+        SYSTEM.stages(config)
+    config = get_config("pixelcnn")
+    config.model.pixelcnn.levels = 6
+    with pytest.raises(UserError, match=r"model\.pixelcnn\.levels=6: .*give a power of 2"):
+        jax.eval_shape(lambda: make_model(config))
+
+
+def test_a_transformers_words_are_the_tokens_between_start_and_end():
+    config = get_config("tokens")
+    tokenizer, told = make_tokenizer(config), ["a photo of a red star", "blue"]
+    tokens = jnp.asarray(tokenizer(told, 25))
+    for length in (4, 25, 30):
+        expected = tokenizer.plain(told, length, warn=False)
+        np.testing.assert_array_equal(plain_of(tokens, length), expected)
 
 
 @pytest.mark.parametrize(
@@ -330,3 +361,31 @@ def test_pictures_are_changed_as_diffusers_changes_them(published, kind, monkeyp
     wish = Wish((TEXT,), (3,), NEGATIVE, 6.5, "ddim", steps, **how).filled(config)
     ours = np.asarray(latent.draw(model, config, wish))[0]
     np.testing.assert_allclose(ours / 255, expected, atol=0.5 / 255 + 1e-3)
+
+
+@pytest.mark.slow
+def test_a_gan_learns_from_mismatched_pairs_and_interpolated_texts():
+    """Each setting changes what the discriminator or the generator learns, and nothing else."""
+    config = tiny_config("adversarial")
+    model = jax.jit(lambda: make_model(config))()
+    stage = SYSTEM.stages(config)[-1]
+    rng = np.random.default_rng(0)
+    examples = [stage.transform(stage.source[i], rng) for i in range(4)]
+    batch = {n: jnp.asarray(np.stack([e[n] for e in examples])) for n in examples[0]}
+
+    def found(**changed):
+        config.adversarial.update({"mismatch": True, "interpolated": 0.0, "r1": 1.0, **changed})
+        loss = adversarial._loss(config)
+        value, told = jax.jit(loss)(model, batch, jax.random.key(0))
+        return float(value), {name: float(v) for name, v in told.items()}
+
+    usual, told = found()
+    without, same = found(mismatch=False)
+    assert same == told
+    assert without != usual
+    _, others = found(interpolated=0.5)
+    assert others["fake"] != told["fake"]
+    assert others["right"] == told["right"]
+    assert others["penalty"] == told["penalty"]
+    unpunished, _ = found(r1=0.0)
+    assert usual - unpunished == pytest.approx(0.5 * told["penalty"], rel=1e-3)

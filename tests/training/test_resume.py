@@ -120,6 +120,7 @@ def test_a_truncated_checkpoint_is_named_and_left_alone(run, undisturbed, finish
     assert (finished / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(run, finished):
     """A limit on the size of files stands for the full disk: writes fail in the same places."""
     (finished / WEIGHTS).unlink()

@@ -115,9 +115,19 @@ class Viewer(nnx.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], embedding: Float[Array, "b e"]
     ) -> Float[Array, "b f"]:
+        return self.compare(self.look(images), embedding)
+
+    def look(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
+        """What is seen of pictures before their texts are known."""
         h = self.first(images)
         for block, down in self.levels:
             h = down(block(h))
+        return h
+
+    def compare(
+        self, h: Float[Array, "b h2 w2 c"], embedding: Float[Array, "b e"]
+    ) -> Float[Array, "b f"]:
+        """The vector, from what `look` saw."""
         told = jnp.broadcast_to(embedding[:, None, None], (*h.shape[:3], embedding.shape[-1]))
         h = jax.nn.silu(self.joined(jnp.concatenate([jax.nn.silu(h), told], axis=-1)))
         return self.last(h.reshape(len(h), -1))

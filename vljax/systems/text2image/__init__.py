@@ -6,7 +6,8 @@ The lecture decks' methods side by side, each a family in `vljax.systems.text2im
 - `pixels`, diffusion of pixels under a text Transformer (GLIDE);
 - `tokens`, an autoregressive Transformer over words and a picture's codes (DALL-E); `vqvae`, a
   PixelCNN over the codes (VQ-VAE); `pixelcnn`, one over the pixels themselves;
-- `variational`, a text-conditional VAE;
+- `variational`, a text-conditional VAE; `unclip`, one under CLIP's embedding of a picture, which a
+  prior predicts (unCLIP);
 - `adversarial`, a text-conditional GAN (GAN-INT-CLS, StackGAN).
 
 All are judged by one table: how good, how different, how true to the text, and how soon.

@@ -88,7 +88,6 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
     )
     tokens = jnp.asarray(tokenizer(texts, judged_by.context_length, warn=False))
     guides = np.asarray(jax.jit(CLIP.encode_text)(judged_by, tokens))
-    family = FAMILIES[config.family]
     parameters = sum(
         leaf.size
         for path, leaf in named_parameters(model).items()
@@ -114,9 +113,7 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
         made, seconds = _draw(model, config, judging, texts, candidates, changed)
         told: dict[str, Any] = {"seconds a picture": seconds}
         if not rows:
-            told["parameters"] = parameters
-            if family.bits is not None:
-                told["bits/dim"] = _bits(model, config, judging)
+            told |= {"parameters": parameters, **_likelihoods(model, config, judging)}
         rows.append(row(method, made, **told))
         figures[f"figure_{len(rows)}_{method.replace(' ', '_')}"] = _figure(made)
     clip = clip_of(model)
@@ -243,17 +240,25 @@ def _real(config: ConfigDict, count: int) -> UInt8[np.ndarray, "n h w 3"]:
     )
 
 
-def _bits(model: Text2Image, config: ConfigDict, judging: Judging) -> float:
-    """The mean over held-out pictures under their own captions."""
+def _likelihoods(model: Text2Image, config: ConfigDict, judging: Judging) -> dict[str, float]:
+    """Means over held-out pictures under their own captions, of what the family tells."""
     family = FAMILIES[config.family]
-    assert family.bits is not None
+    wanted = {"bits/dim": family.bits, "nats a code": family.nats}
+    asked = {name: function for name, function in wanted.items() if function is not None}
+    if not asked:
+        return {}
     source = open_captions(config, held_out=True)
     fields = config.model.text_encoder or {}
     length = fields.get("text_length", config.model.clip.get("context_length", 77))
     transform, rng = caption_transform(config, length), np.random.default_rng(judging.seed)
     examples = [transform(source[i], rng) for i in range(min(48, len(source)))]
     batch = {name: jnp.asarray(np.stack([e[name] for e in examples])) for name in examples[0]}
-    return float(family.bits(model, config, batch, jax.random.key(judging.seed)).mean())
+    values = {}
+    for name, function in asked.items():
+        each = np.asarray(function(model, config, batch, jax.random.key(judging.seed)), float)
+        values[name] = float(each.mean())
+        values[f"standard error of {name}"] = float(each.std() / len(each) ** 0.5)
+    return values
 
 
 def _nearest(clip: CLIP, config: ConfigDict, tokens: np.ndarray) -> UInt8[np.ndarray, "g 2 h w 3"]:

@@ -16,6 +16,7 @@ from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.folders import drawing_arguments, inpainting_arguments
 from vljax.models.glide import GLIDE
 from vljax.models.pixelcnn import PixelCNN
+from vljax.models.prior import PriorTransformer
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.models.token_transformer import TokenTransformer
 from vljax.models.vector_pictures import Generator, TextVAE, Viewer
@@ -39,6 +40,7 @@ class Text2Image(nnx.Module):
     | `vqvae` | `vqgan`, `prior` |
     | `pixelcnn` | `pixelcnn` |
     | `variational` | `vae` |
+    | `unclip` | `unclip`, `vae` |
     | `adversarial` | `generator`, `discriminator` |
 
     Raises:
@@ -141,6 +143,13 @@ def _variational(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
     return {"vae": TextVAE(**config.model.vae, **_sizes(config), rngs=rngs)}
 
 
+def _unclip(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    clip = config.model.clip
+    sizes = {"embedding": clip.embed_dim, "text_length": clip.context_length}
+    prior = PriorTransformer(**config.model.unclip, **sizes, rngs=rngs)
+    return {"unclip": prior, **_variational(config, rngs)}
+
+
 def _adversarial(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
     sizes = _sizes(config)
     generator = Generator(**config.model.generator, **sizes, rngs=rngs)
@@ -159,6 +168,7 @@ _PARTS: dict[str, Callable[[ConfigDict, nnx.Rngs], Parts]] = {
     "vqvae": _vqvae,
     "pixelcnn": _pixelcnn,
     "variational": _variational,
+    "unclip": _unclip,
     "adversarial": _adversarial,
 }
 

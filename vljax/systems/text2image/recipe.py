@@ -6,12 +6,14 @@ from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
 from vljax.errors import UserError
-from vljax.models import glide
+from vljax.models import glide, vqgan
 from vljax.models.clip import PUBLISHED
 from vljax.training.optimizer import get_optimizer_config
 
 #: What draws: see `vljax.systems.text2image.families`.
-FAMILIES = ("latent", "pixels", "tokens", "vqvae", "pixelcnn", "variational", "adversarial")
+FAMILIES = (
+    *("latent", "pixels", "tokens", "vqvae", "pixelcnn", "variational", "unclip", "adversarial"),
+)
 
 _TOWER = {
     "text_width": 64,
@@ -68,6 +70,7 @@ def get_config(family: str = "latent") -> ConfigDict:
         "vqgan": {},
         "transformer": {},
         "pixelcnn": {},
+        "unclip": {},
         "generator": {},
         "discriminator": {},
     }
@@ -95,9 +98,10 @@ def get_config(family: str = "latent") -> ConfigDict:
     # Of `tokens`: how much words count beside the picture's codes (DALL-E: 1 to 7).
     config.text_weight = 0.125
     # Of `adversarial`: factors of the penalty on the discriminator's gradient at real pictures
-    # (R1) and of the texts' divergence (StackGAN), and whether real pictures under others' texts
-    # are told apart from those under their own (GAN-INT-CLS).
-    config.adversarial = {"r1": 1.0, "divergence": 1.0, "mismatch": True}
+    # (R1) and of the texts' divergence (StackGAN), whether real pictures under others' texts are
+    # told apart from those under their own, and the share of pictures that are drawn of what lies
+    # between two texts (GAN-INT-CLS).
+    config.adversarial = {"r1": 1.0, "divergence": 1.0, "mismatch": True, "interpolated": 0.25}
     # How pictures are drawn where no flag says otherwise. The guidance scale is w of
     # cond + w·(cond − uncond); the usual form's s is w + 1.
     config.samples = {
@@ -299,13 +303,29 @@ def _variational(config: ConfigDict, stages: dict[str, Any]) -> None:
     stages["variational"] = get_stage_config(32, 2000, ema_decay=0.99, learning_rate=3e-3)
 
 
+def _unclip(config: ConfigDict, stages: dict[str, Any]) -> None:
+    """UnCLIP (Ramesh et al. 2022): a prior over CLIP's embeddings, and a VAE that draws of them."""
+    _variational(config, stages)
+    config.model.unclip = {
+        "layers": 2,
+        "heads": 4,
+        "head_channels": 32,
+        "remat": "off",
+        "dtype": "float32",
+    }
+    config.diffusion.update({"schedule": "cosine", "prediction": "x0"})
+    config.samples.update({"steps": "25", "guidance_scale": 0.0})
+    config.pretrained.unclip = ""
+    stages["prior"] = get_stage_config(64, 1000, ema_decay=0.99, learning_rate=3e-3)
+
+
 def _adversarial(config: ConfigDict, stages: dict[str, Any]) -> None:
     """A text-conditional GAN (Reed et al. 2016; Zhang et al. 2017)."""
     config.model.generator = {"latents": 64, "condition": 64, **_PICTURES}
     config.model.discriminator = {**_PICTURES}
     config.pretrained.update({"generator": "", "discriminator": ""})
     adam = {"name": "adam", "b1": 0.0, "b2": 0.99, "schedule": "constant", "clip_norm": 0.0}
-    stages["adversarial"] = get_stage_config(32, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
+    stages["adversarial"] = get_stage_config(16, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
 
 
 _RECIPES = {
@@ -315,6 +335,7 @@ _RECIPES = {
     "vqvae": _vqvae,
     "pixelcnn": _pixelcnn,
     "variational": _variational,
+    "unclip": _unclip,
     "adversarial": _adversarial,
 }
 
@@ -324,8 +345,11 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
 
     - `latent`: Stable Diffusion 1.5 at 512 px, whose folder `pretrained.sd` gives; nothing trains.
     - `pixels`: GLIDE's filtered model at 64 px, whose file `pretrained.glide` gives.
-    - `tokens`: DALL-E's settings at 256 px over VQGAN's codes; the VQGAN is given.
-    - `vqvae`, `pixelcnn`, `variational`, `adversarial`: the small networks, at 64 px, on CLIP
+    - `tokens`: SeMani-Trans's Transformer and optimizer, without gray pictures, at 256 px over the
+      codes of the published VQGAN, which `pretrained.vqgan` gives (16×16 of 1,024). DALL-E's own,
+      of 12 billion parameters, was never published.
+    - `vqvae`: a PixelCNN over the same codes.
+    - `pixelcnn`, `variational`, `unclip`, `adversarial`: the small networks, at 64 px, on CLIP
       ViT-B/32's texts.
 
     Args:
@@ -366,4 +390,24 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
         config.diffusion.update(diffusion)
         config.samples.guidance_scale = 2.0
         config.stages.upsampler = config.stages.diffusion.copy_and_resolve_references()
+    if family in ("tokens", "vqvae"):
+        _published_codes(config)
     return config
+
+
+def _published_codes(config: ConfigDict) -> None:
+    config.data.image_size = 256
+    shared = {"beta": 0.25, "legacy": True, "remat": "off", "dtype": "float32"}
+    config.model.vqgan = {**vqgan.PUBLISHED["imagenet_f16_1024"], **shared}
+    for name in ("autoencoder", "vqgan"):
+        del config.stages[name]
+    adamw: dict[str, Any] = {"name": "adamw", "learning_rate": 5e-4, "b2": 0.96}
+    adamw |= {"weight_decay": 1e-3, "clip_norm": 4.0, "warmup_steps": 1000}
+    if config.family == "tokens":
+        config.model.transformer.update({"features": 512, "layers": 24, "heads": 8})
+        config.model.transformer.update({"head_channels": 64, "text_length": 76})
+        config.model.transformer.update({"remat": "keep_products", "dtype": "bfloat16"})
+        config.stages.transformer = get_stage_config(96, 400_000, **adamw)
+    else:
+        config.model.pixelcnn.update({"features": 256, "layers": 12, "dtype": "bfloat16"})
+        config.stages.prior = get_stage_config(96, 400_000, ema_decay=0.999, **adamw)

@@ -6,6 +6,7 @@ from vljax.systems.text2image.families import (
     pixelcnn,
     pixels,
     tokens,
+    unclip,
     variational,
     vqvae,
 )
@@ -13,7 +14,7 @@ from vljax.systems.text2image.families.family import Family, Wish
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
-    for module in (latent, pixels, tokens, vqvae, pixelcnn, variational, adversarial)
+    for module in (latent, pixels, tokens, vqvae, pixelcnn, variational, unclip, adversarial)
 }
 
 __all__ = ["FAMILIES", "Family", "Wish"]

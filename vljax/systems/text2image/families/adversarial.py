@@ -21,6 +21,9 @@ from vljax.systems.text2image.families.family import Family, Wish, drawings, mak
 from vljax.systems.text2image.model import make_tokenizer
 from vljax.training.stage import Stage
 
+# One in so many real pictures is penalised in each step.
+_PENALISED = 4
+
 
 def stages(config: ConfigDict) -> list[Stage]:
     """`adversarial`, where the config has it."""
@@ -37,23 +40,23 @@ def _loss(config: ConfigDict) -> Any:
 
     def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
         texts, images = told(model, batch["tokens"]), to_unit(batch["image"])
-        drawn, divergence = model.generator(texts, key)
+        others = jnp.roll(texts, 1, axis=0)
+        # Some pictures are drawn of what lies between two texts (GAN-INT).
+        between = jnp.arange(len(texts)) < round(fields.interpolated * len(texts))
+        asked = jnp.where(between[:, None], (texts + others) / 2, texts)
+        drawn, divergence = model.generator(asked, key)
         judge: Viewer = model.discriminator
         held = jax.lax.stop_gradient(judge)
-        deceived = -held(drawn, texts).mean()
+        deceived = -held(drawn, asked).mean()
 
-        def real(images: Float[Array, "b h w 3"]) -> Float[Array, " b"]:
-            return judge(images, texts)[:, 0]
-
-        right, pull = jax.vjp(real, images)
-        gradient = pull(jnp.ones_like(right))[0]
-        penalty = jnp.square(gradient).sum((1, 2, 3)).mean()
-        fake = judge(jax.lax.stop_gradient(drawn), texts)[:, 0]
+        seen = judge.look(images)
+        right = judge.compare(seen, texts)
+        fake = judge(jax.lax.stop_gradient(drawn), asked)
         wrong = jax.nn.relu(1 + fake).mean()
         if fields.mismatch:
-            # Real pictures under the texts of others.
-            others = judge(images, jnp.roll(texts, 1, axis=0))[:, 0]
-            wrong = 0.5 * (wrong + jax.nn.relu(1 + others).mean())
+            # Real pictures under the texts of others (GAN-CLS).
+            wrong = 0.5 * (wrong + jax.nn.relu(1 + judge.compare(seen, others)).mean())
+        penalty = _penalty(judge, images, texts)
         told_apart = jax.nn.relu(1 - right).mean() + wrong + 0.5 * fields.r1 * penalty
         divergence = divergence.mean() / divergence.size
         metrics = {
@@ -65,6 +68,18 @@ def _loss(config: ConfigDict) -> Any:
         return deceived + fields.divergence * divergence + told_apart, metrics
 
     return loss
+
+
+def _penalty(
+    judge: Viewer, images: Float[Array, "b h w 3"], texts: Float[Array, "b e"]
+) -> Float[Array, ""]:
+    """The squared length of the discriminator's gradient at real pictures, of a part of them.
+
+    It costs as much as all the rest of the discriminator, were it of all.
+    """
+    few = max(1, len(images) // _PENALISED)
+    gradient = jax.grad(lambda x: judge(x, texts[:few]).sum())(images[:few])
+    return jnp.square(gradient).sum((1, 2, 3)).mean()
 
 
 @jax.jit

@@ -68,6 +68,7 @@ class Wish:
         return jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
 
 
+Likelihood = Callable[[Any, ConfigDict, dict[str, Any], Key[Array, ""]], Float[Array, " b"]]
 Draw = Callable[[Any, ConfigDict, Wish, Any], UInt8[Array, "b h w 3"]]
 
 
@@ -83,15 +84,15 @@ class Family:
             other texts, seeds, scales, pictures and masks.
         bits: `bits(model, config, examples, key) -> bits per dimension [b]`, of its own bound or
             likelihood of pictures at 8-bit levels under their texts; None where it has none.
+        nats: Likewise of a picture's codes, in nats a code; None where it draws none.
     """
 
     name: str
     heeds: frozenset[str]
     stages: Callable[[ConfigDict], list[Stage]]
     draw: Draw
-    bits: Callable[[Any, ConfigDict, dict[str, Any], Key[Array, ""]], Float[Array, " b"]] | None = (
-        None
-    )
+    bits: Likelihood | None = None
+    nats: Likelihood | None = None
 
 
 # What families' stages share -------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from vljax.data.source import Transform
 from vljax.diffusion.progress import Progress
+from vljax.errors import UserError
 from vljax.models.adversarial import reconstruction_error, vqgan_loss
 from vljax.models.completion import complete
 from vljax.models.vqgan import codebook_of_centres
@@ -56,7 +57,13 @@ def stages(config: ConfigDict) -> list[Stage]:
 
 
 def code_stages(config: ConfigDict) -> list[Stage]:
-    """`autoencoder`, `vqgan`: those that the config has. They train the part `vqgan`."""
+    """`autoencoder`, `vqgan`: those that the config has. They train the part `vqgan`.
+
+    Raises:
+        UserError: it is neither trained nor given.
+    """
+    if "vqgan" not in config.stages and not config.pretrained.vqgan:
+        raise UserError("no codes are trained: give some with --config.pretrained.vqgan=FILE")
     length = config.model.clip.context_length
     towers = [(r"vqgan\.(?!quantize)", 1.0)]
     codes, start = [(r"vqgan\.", 1.0)], None
@@ -168,4 +175,31 @@ def draw(
     return draw_batch(model, jnp.asarray(text), wish.keys(), temperature, top_k)
 
 
-FAMILY = Family(name="tokens", heeds=frozenset({"temperature", "top_k"}), stages=stages, draw=draw)
+@jax.jit
+def _exact(
+    model: Any, images: UInt8[Array, "b h w 3"], tokens: Int[Array, "b n"]
+) -> Float[Array, " b"]:
+    length = model.transformer.text_length
+    return _log_p(model, images, plain_of(tokens, length))[1].mean(1)
+
+
+def plain_of(tokens: Int[Array, "b n"], length: int) -> Int[Array, "b t"]:
+    """Words without start and end, 0 for padding, of tokens with both; the end is the largest."""
+    words = jnp.where(jnp.arange(tokens.shape[1]) < tokens.argmax(1)[:, None], tokens, 0)[:, 1:]
+    return jnp.pad(words, ((0, 0), (0, length)))[:, :length]
+
+
+def nats(
+    model: Any, config: ConfigDict, examples: dict[str, Any], key: Key[Array, ""]
+) -> Float[Array, " b"]:
+    """−log p of the pictures' codes under their texts, exact, in nats a code."""
+    return _exact(model, examples["image"], examples["tokens"])
+
+
+FAMILY = Family(
+    name="tokens",
+    heeds=frozenset({"temperature", "top_k"}),
+    stages=stages,
+    draw=draw,
+    nats=nats,
+)

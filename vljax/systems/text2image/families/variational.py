@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vljax.diffusion.likelihood import discretized_gaussian_log_likelihood
 from vljax.diffusion.progress import Progress
+from vljax.models.vector_pictures import TextVAE
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage, told
 from vljax.systems.text2image.model import make_tokenizer
@@ -33,10 +34,19 @@ def stages(config: ConfigDict) -> list[Stage]:
 
 def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
     """−ELBO, in nats a value of the picture: the density's error and the divergence."""
-    images = to_unit(batch["image"])
-    noise = jax.random.normal(key, (len(images), model.vae.latents))
-    drawn, divergence = model.vae(images, told(model, batch["tokens"]), noise)
-    log_scale = model.vae.log_scale[...]
+    return elbo_loss(model.vae, to_unit(batch["image"]), told(model, batch["tokens"]), key)
+
+
+def elbo_loss(
+    vae: TextVAE,
+    images: Float[Array, "b h w 3"],
+    condition: Float[Array, "b e"],
+    key: Key[Array, ""],
+) -> Any:
+    """As `loss`, of pictures in [-1, 1] under any vectors."""
+    noise = jax.random.normal(key, (len(images), vae.latents))
+    drawn, divergence = vae(images, condition, noise)
+    log_scale = vae.log_scale[...]
     apart = jnp.square(images - drawn) * jnp.exp(-2 * log_scale)
     error = (0.5 * (apart + math.log(2 * math.pi)) + log_scale).mean()
     divergence = divergence.mean() / images[0].size

@@ -64,4 +64,25 @@ def draw(
     return draw_batch(model, jnp.asarray(tokens), wish.keys(), temperature, top_k, grid=grid)
 
 
-FAMILY = Family(name="vqvae", heeds=frozenset({"temperature", "top_k"}), stages=stages, draw=draw)
+@jax.jit
+def _exact(
+    model: Any, images: UInt8[Array, "b h w 3"], tokens: Int[Array, "b n"]
+) -> Float[Array, " b"]:
+    codes = model.vqgan.codes(to_unit(images))
+    return model.prior.nats(codes[..., None], told(model, tokens)).mean((1, 2, 3))
+
+
+def nats(
+    model: Any, config: ConfigDict, examples: dict[str, Any], key: Key[Array, ""]
+) -> Float[Array, " b"]:
+    """−log p of the pictures' codes under their texts, exact, in nats a code."""
+    return _exact(model, examples["image"], examples["tokens"])
+
+
+FAMILY = Family(
+    name="vqvae",
+    heeds=frozenset({"temperature", "top_k"}),
+    stages=stages,
+    draw=draw,
+    nats=nats,
+)

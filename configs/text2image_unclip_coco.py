@@ -1,0 +1,21 @@
+r"""text2image, family unclip.
+
+python -m vljax.train --config configs/text2image_unclip_coco.py --workdir runs/unclip
+python -m vljax.generate --workdir runs/unclip --out drawn --prompt "a photo of a red star"
+"""
+
+from ml_collections import ConfigDict
+
+from vljax.config import on_scenes_without_data
+from vljax.systems import text2image
+
+
+def get_small_config() -> ConfigDict:
+    """The recipe on scenes."""
+    return text2image.get_config("unclip")
+
+
+@on_scenes_without_data(get_small_config)
+def get_config(data_dir: str) -> ConfigDict:
+    """The recipe at a published size; `data_dir` holds COCO 2014's photographs and captions."""
+    return text2image.get_published_config("unclip", data_dir)

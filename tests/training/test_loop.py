@@ -184,6 +184,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     assert "NaN" not in "".join(lines)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda loss, metrics: (loss.astype(jnp.bfloat16), metrics),
+        lambda loss, metrics: (loss, {"largest": metrics["largest"][None]}),
+    ],
+    ids=["a loss of 16 bits", "a metric that is no scalar"],
+)
+def test_what_a_loss_may_not_give_shows_before_anything_compiles(changed):
+    with pytest.raises(AssertionError):
+        program(lambda *arguments: changed(*squared_error(*arguments)))
+
+
 def test_a_batch_that_the_parts_cannot_share():
     with pytest.raises(UserError, match=r"stages\.line\.batch_size=8"):
         program(accumulate=3)

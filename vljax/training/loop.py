@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,9 +136,13 @@ def make_program(stage: Stage, skeleton: Any, run: ConfigDict, mesh: Mesh) -> Pr
     ) -> tuple[Array, tuple[dict, Any]]:
         model = with_parameters(skeleton, frozen | trained)
         if stage.memory:
-            return stage.loss(model, batch, key, memory)
-        value, metrics = stage.loss(model, batch, key)
-        return value, (metrics, ())
+            value, (metrics, memory) = stage.loss(model, batch, key, memory)
+        else:
+            (value, metrics), memory = stage.loss(model, batch, key), ()
+        # What a stage owes: a mean over a batch in 16 bits would stand still near its end.
+        chex.assert_type(value, jnp.float32)
+        chex.assert_rank([value, *metrics.values()], 0)
+        return value, (metrics, memory)
 
     def gradient(
         trained: Parameters, frozen: Parameters, batch: dict, key: Key[Array, ""], memory: Any

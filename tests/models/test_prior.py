@@ -91,6 +91,7 @@ def test_embeddings_are_drawn_as_by_diffusers(prior, tmp_path, monkeypatch, comp
     assert compilations() == 0
 
 
+@pytest.mark.slow
 def test_a_prior_learns_what_texts_say_and_pictures_vary():
     """Embeddings are the text's turned by a matrix, and noise: the mean comes out, and its spread.
 

@@ -57,6 +57,7 @@ def test_clip_guides_the_first_network_and_the_second_enlarges(opened, compilati
     assert compilations() == 0
 
 
+@pytest.mark.slow
 def test_the_second_network_sees_the_small_picture(opened):
     """And its loss trains it alone, from pictures at its own size and their means."""
     config, model = opened

@@ -132,6 +132,7 @@ def peer_loop(scheduler, x, **step_arguments):
 )
 def test_dpm_solver_matches_diffusers(tools, spacing, count, prediction):
     """algorithm_type dpmsolver++, order 2, midpoint, final sigma zero, lower_order_final."""
+    pytest.importorskip("torch")  # without it diffusers has names only
     DPMSolverMultistepScheduler = pytest.importorskip("diffusers").DPMSolverMultistepScheduler
 
     peer = DPMSolverMultistepScheduler(
@@ -161,6 +162,7 @@ def test_dpm_solver_matches_diffusers(tools, spacing, count, prediction):
 )
 def test_ddim_and_inversion_match_diffusers(tools, count, prediction):
     """Stable Diffusion's settings: leading, steps_offset 1, set_alpha_to_one False, no clip."""
+    pytest.importorskip("torch")  # without it diffusers has names only
     diffusers = pytest.importorskip("diffusers")
     DDIMInverseScheduler, DDIMScheduler = diffusers.DDIMInverseScheduler, diffusers.DDIMScheduler
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from vljax.config import from_workdir
+from vljax.doors import read_workdir
 from vljax.errors import UserError
+from vljax.systems import load_system
 
 
 def test_fields_that_are_gone_are_read_while_they_say_nothing_new(tmp_path):
@@ -23,3 +25,20 @@ def test_a_damaged_config_is_told(tmp_path):
     (tmp_path / "config.json").write_text('{"system": "sd')
     with pytest.raises(UserError, match=r"config\.json is damaged \(.*give another run's workdir"):
         from_workdir(tmp_path)
+
+
+def test_fields_that_an_older_version_had_not_are_todays(tmp_path, capsys):
+    """All but what a recipe chooses whole: networks, stages, weights, data."""
+    usual = load_system("text2image").get_config("tokens")
+    old = usual.to_dict()
+    del old["samples"]["top_k"], old["autoencoder"], old["model"]["clip"]["embed_dim"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    found = read_workdir(tmp_path)
+    assert found.samples.top_k == usual.samples.top_k
+    assert found.autoencoder == usual.autoencoder
+    assert "embed_dim" not in found.model.clip
+    told = capsys.readouterr().err
+    assert "older version: autoencoder.kl_weight=0.0003, samples.top_k=0 taken as usual" in told
+    (tmp_path / "config.json").write_text(json.dumps(usual.to_dict()))
+    read_workdir(tmp_path)
+    assert not capsys.readouterr().err

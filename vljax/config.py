@@ -116,6 +116,36 @@ def on_scenes_without_data(
     return decorate
 
 
+def completed(config: ConfigDict, usual: ConfigDict) -> list[str]:
+    """Give a config the fields that it lacks, such as an older version's; tells which.
+
+    What a recipe chooses whole (networks, stages, weights) stays as it is.
+
+    Args:
+        config: Changed in place.
+        usual: Has all fields, such as the system's own.
+    """
+    own = config.to_dict()
+    added = []
+    for name, value in flatten(usual.to_dict()).items():
+        parents, _, last = name.rpartition(".")
+        if name.partition(".")[0] in ("model", "stages", "pretrained", "data"):
+            continue
+        here: Any = own
+        for parent in parents.split(".") if parents else ():
+            here = here.get(parent) if isinstance(here, dict) else None
+        if here is None or (isinstance(here, dict) and last not in here):
+            with config.unlocked():
+                config.update(ConfigDict(_nested(name, value)))
+            added.append(f"{name}={value!r}")
+    return added
+
+
+def _nested(name: str, value: object) -> dict[str, Any]:
+    first, _, rest = name.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
 DTYPES = ("float32", "bfloat16", "float16")
 # No array has an axis of more elements.
 _LARGEST = 2**31 - 1

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from vljax import files
-from vljax.config import check, flatten, from_workdir
+from vljax.config import check, completed, flatten, from_workdir
 from vljax.errors import RunError, UserError
 from vljax.process import keep_house
 from vljax.request import add_flags, from_flags
@@ -103,6 +103,20 @@ def example(name: str) -> Path:
     return EXAMPLES / name
 
 
+def read_workdir(path: Path) -> ConfigDict:
+    """The config of a run; fields that its version did not have yet are those of today.
+
+    Raises:
+        UserError: there is none, it is damaged, or its system is none.
+    """
+    config = from_workdir(path)
+    added = completed(config, load_system(config.system).get_config())
+    if added:
+        told = f"{path / 'config.json'} is of an older version: {', '.join(added)} taken as usual"
+        print(told, file=sys.stderr)
+    return config
+
+
 class Run(NamedTuple):
     """A trained model and what is asked of it.
 
@@ -165,7 +179,7 @@ def open_run(
             raise UserError(
                 "give --workdir DIR of a training run, --example NAME, or --config with weights"
             )
-        config = from_workdir(workdir)
+        config = read_workdir(workdir)
     system = load_system(config.system)
     wanted = asks if isinstance(asks, type) else getattr(system, asks)
     add_flags(parser, wanted)

@@ -12,8 +12,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from vljax.config import from_workdir
-from vljax.doors import door, example, open_model, parse_config
+from vljax.doors import door, example, open_model, parse_config, read_workdir
 from vljax.errors import UserError
 from vljax.page.rooms import Room, name_rooms
 from vljax.systems import load_system
@@ -58,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--config is of one run: give one --workdir beside it, or none")
     listening = _listen(args.host, args.port)
 
-    found = [(from_workdir(one) if config is None else config, one) for one in args.workdir]
+    found = [(read_workdir(one) if config is None else config, one) for one in args.workdir]
     found = found or [(config, None)]
     rooms = []
     for name, (recipe, workdir) in zip(

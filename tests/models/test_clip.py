@@ -142,6 +142,7 @@ def test_both_towers_match_openais(name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("name", "pixels"), [("RN50", 32), ("RN50x16", 48)])
 def test_full_size_resnets_match_openais(name, pixels):
     sizes = {k: v for k, v in PUBLISHED[name].items() if not k.startswith("text")}

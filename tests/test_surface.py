@@ -31,14 +31,14 @@ OFFERED = {
     """,
     "vljax.diffusion": """
         BitsPerDimension Denoiser Encoding Guidance Loss LossSecondMomentTimesteps Posterior
-        Process Progress ReverseStep Schedule TimestepSampler UniformTimesteps autoencoder_loss
-        bits_per_dimension blended_diffusion classifier_score condition_mean condition_score
-        content cosine_schedule ddim ddim_inversion ddpm denoise denoising_loss
+        Process Progress ReverseStep Schedule TimestepSampler UniformTimesteps
+        autoencoder_loss bits_per_dimension blended_diffusion classifier_score condition_mean
+        condition_score content cosine_schedule ddim ddim_inversion ddpm denoise denoising_loss
         discretized_gaussian_log_likelihood dpm_solver_pp_2m draw_latents example_keys guided
         hybrid_loss ilvr interpret keep_from language linear_schedule make_process named_loss
         named_schedule named_timestep_sampler noise_from_v noise_from_x0 noised_reference
         noised_trajectory normal_kl on_predicted_x0 p_mean_variance parse_timesteps progress_bar
-        q_posterior q_sample report_to respace scaled_linear_schedule schedule_from_betas
+        q_posterior q_sample report_to respace sample scaled_linear_schedule schedule_from_betas
         score_guidance sdedit section_timesteps semantic_score shown_to simple_loss
         spaced_timesteps start_noise step_noise structure style v_from_x0 vlb_loss weighted_sum
         x0_from_noise x0_from_v

@@ -433,7 +433,7 @@ def test_the_best_candidate_stays(config, model):
 
 
 def test_drawings_that_cannot_be(config):
-    with pytest.raises(UserError, match="sampler='euler': choose one of ddim"):
+    with pytest.raises(UserError, match="sampler='euler': choose one of ddpm"):
         Drawing(config, "euler")
     unguided = configured("--config.with_icm_guidance=False")
     assert Drawing(unguided).psi == 0

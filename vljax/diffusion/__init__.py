@@ -58,7 +58,7 @@ from vljax.diffusion.process import (
     x0_from_v,
 )
 from vljax.diffusion.progress import Progress, progress_bar, report_to, shown_to
-from vljax.diffusion.samplers import ddim, ddim_inversion, ddpm, dpm_solver_pp_2m
+from vljax.diffusion.samplers import ddim, ddim_inversion, ddpm, dpm_solver_pp_2m, sample
 from vljax.diffusion.schedules import (
     Schedule,
     cosine_schedule,
@@ -133,6 +133,7 @@ __all__ = [
     "q_sample",
     "report_to",
     "respace",
+    "sample",
     "scaled_linear_schedule",
     "schedule_from_betas",
     "score_guidance",

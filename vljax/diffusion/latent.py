@@ -3,8 +3,6 @@
 The loss of its second stage is `vljax.diffusion.losses.denoising_loss` of latents.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -12,17 +10,10 @@ from vljax.diffusion.editing import guided, keep_from, noised_trajectory
 from vljax.diffusion.noise import start_noise
 from vljax.diffusion.process import Process
 from vljax.diffusion.progress import Progress
-from vljax.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m
+from vljax.diffusion.samplers import sample
 from vljax.models.autoencoder import AutoencoderKL
 from vljax.models.control import Network
 from vljax.models.stable_diffusion import with_and_without
-
-#: How texts are drawn. Of these only `ddpm`, ancestral sampling, needs keys.
-SAMPLERS: dict[str, Callable[..., Array]] = {
-    "ddim": ddim,
-    "dpm_solver": dpm_solver_pp_2m,
-    "ddpm": ddpm,
-}
 
 
 def autoencoder_loss(
@@ -75,7 +66,7 @@ def draw_latents(
         guidance_scale: w of cond + w·(cond − uncond).
         keys: One a row, of its noise.
         size: Height, width and channels of the latents.
-        sampler: Of `SAMPLERS`.
+        sampler: One of `vljax.diffusion.samplers.SAMPLERS`.
         start: Begin with these latents under the noise of the process's last step (SDEdit, known
             as image to image), not with noise alone.
         keep: 1 where `start` stays: after each step its latents, as noisy, are put back there
@@ -91,7 +82,6 @@ def draw_latents(
         levels = noised_trajectory(process.schedule, start, noise)
         x = noise if from_noise else levels[-1]
         after_step = None if keep is None else keep_from(levels, keep)
-    more = {"keys": keys} if sampler == "ddpm" else {}
-    return SAMPLERS[sampler](
-        process, denoiser, x, clip=False, after_step=after_step, progress=progress, **more
+    return sample(
+        sampler, process, denoiser, x, keys, clip=False, after_step=after_step, progress=progress
     )

@@ -20,7 +20,7 @@ Beat GANs", algorithms 1 and 2 (guidance).
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -41,9 +41,58 @@ from vljax.diffusion.progress import Progress, report
 from vljax.diffusion.schedules import Schedule
 from vljax.errors import UserError
 
+#: Those that `sample` knows by name.
+SAMPLERS = ("ddpm", "ddim", "dpm_solver")
+
 AfterStep = Callable[[Int[Array, ""], Float[Array, "b h w c"]], Float[Array, "b h w c"]]
 Latents = Float[Array, "b h w c"] | Float[Array, "n+1 b h w c"]
 S = TypeVar("S", bound=PyTree)
+
+
+def sample(
+    sampler: str,
+    process: Process,
+    denoiser: Denoiser,
+    x_T: Float[Array, "b h w c"],
+    keys: Key[Array, " b"],
+    *,
+    clip: bool,
+    eta: float | Float[Array, ""] = 0.0,
+    guidance: Guidance | None = None,
+    after_step: AfterStep | None = None,
+    progress: Progress | None = None,
+) -> Float[Array, "b h w c"]:
+    """From noise to pictures by a sampler that is named.
+
+    Args:
+        sampler: "ddpm", "ddim" or "dpm_solver" (`dpm_solver_pp_2m`).
+        process: As in `ddpm`, and so are those that follow.
+        denoiser: Called once a step.
+        x_T: Start noise.
+        keys: One per example; DPM-Solver++ draws nothing.
+        clip: Whether predicted pictures are clipped.
+        eta: Of DDIM, the only one that heeds it; the number 0 draws no noise.
+        guidance: Gradient of a score at x_t.
+        after_step: Applied to the latent after each step.
+        progress: Where to report steps.
+
+    Raises:
+        UserError: The sampler is none of `SAMPLERS`.
+    """
+    bent: dict[str, Any] = {
+        "clip": clip,
+        "guidance": guidance,
+        "after_step": after_step,
+        "progress": progress,
+    }
+    if sampler == "ddpm":
+        return ddpm(process, denoiser, x_T, keys, **bent)
+    if sampler == "ddim":
+        drawn = None if isinstance(eta, int | float) and eta == 0 else keys
+        return ddim(process, denoiser, x_T, eta=eta, keys=drawn, **bent)
+    if sampler == "dpm_solver":
+        return dpm_solver_pp_2m(process, denoiser, x_T, **bent)
+    raise UserError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
 
 
 def ddpm(

@@ -54,9 +54,8 @@ class Drawer(nnx.Module):
         self.first = Linear(latents + embedding, self.cells**2 * deepest, rngs=rngs)
         levels, channels = [], deepest
         for width in reversed(widths):
-            levels.append(
-                nnx.List([_block(channels, width, embedding, norm_groups, rngs), _up(width, rngs)])
-            )
+            block = _block(channels, width, embedding, norm_groups, rngs)
+            levels.append(nnx.List([block, Upsample(width, rngs=rngs)]))
             channels = width
         self.levels = nnx.List(levels)
         self.norm = GroupNorm(channels, norm_groups, _EPSILON)
@@ -173,6 +172,11 @@ class TextVAE(nnx.Module):
         """The means of pictures, about [-1, 1] [b h w 3]."""
         return self.decoder(z, embedding)
 
+    def sample(self, embedding: Float[Array, "b e"], keys: Key[Array, " b"]) -> Array:
+        """The means at z drawn from p(z), a key for each [b h w 3]."""
+        z = jax.vmap(lambda key: jax.random.normal(key, (self.latents,)))(keys)
+        return self.draw(z, embedding)
+
     def __call__(
         self,
         images: Float[Array, "b h w 3"],
@@ -285,7 +289,3 @@ def _block(
     return ResnetBlock(
         channels, out, embedding=embedding, groups=groups, epsilon=_EPSILON, rngs=rngs
     )
-
-
-def _up(channels: int, rngs: nnx.Rngs) -> Upsample:
-    return Upsample(channels, rngs=rngs)

@@ -11,6 +11,7 @@ Learners*, 2019, section 2.2), with small letters: a word has the space before i
 stay together, and there is no start.
 """
 
+import functools
 import gzip
 import json
 import os
@@ -265,6 +266,35 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
         ) from error
 
 
+def given_tokenizer(given: str, *published: str) -> Tokenizer | None:
+    """What a run was given to read texts with, opened once; None for nothing.
+
+    Args:
+        given: `config.tokenizer`: a file, a folder, or "".
+        published: Weights of `config.pretrained`. Of those that are folders the first one's.
+
+    Raises:
+        UserError: as `open_tokenizer`.
+    """
+    for path in (given, *(one for one in published if Path(one).is_dir())):
+        if path:
+            return _opened(path)
+    return None
+
+
+def no_tokenizer() -> UserError:
+    """The error where there is neither one nor anything to train one on."""
+    return UserError(
+        "tokenizer='': give the one of the published networks, such as "
+        "--config.tokenizer=bpe_simple_vocab_16e6.txt.gz"
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(path: str) -> Tokenizer:
+    return open_tokenizer(path)
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     """A small tokenizer of CLIP's form whose merges are the commonest pairs of some texts.
 
@@ -276,6 +306,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
     Raises:
         UserError: `vocabulary_size` leaves no merges.
     """
+    return _trained(tuple(texts), vocabulary_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _trained(texts: tuple[str, ...], vocabulary_size: int) -> Tokenizer:
     bare = _byte_pair_encoding([])
     fixed = bare.get_vocab_size()
     if vocabulary_size <= fixed:

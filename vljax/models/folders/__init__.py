@@ -10,6 +10,7 @@ from vljax.models.folders.autoencoder import autoencoder_arguments
 from vljax.models.folders.clip import clip_arguments
 from vljax.models.folders.clipseg import clipseg_arguments
 from vljax.models.folders.pipeline import (
+    as_published,
     drawing_arguments,
     inpainting_arguments,
     predicts,
@@ -22,6 +23,7 @@ from vljax.models.folders.unet import unet_arguments
 from vljax.models.folders.vqgan import vqgan_arguments
 
 __all__ = [
+    "as_published",
     "autoencoder_arguments",
     "clip_arguments",
     "clipseg_arguments",

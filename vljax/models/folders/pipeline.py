@@ -79,6 +79,22 @@ def drawing_arguments(folder: Folder, prediction: str) -> dict[str, dict[str, An
     return published
 
 
+def as_published(
+    arguments: Mapping[str, Mapping[str, Any]], configured: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Parts' arguments with what is the run's own of each, its `dtype` and `remat`.
+
+    Args:
+        arguments: By part, from a folder.
+        configured: By part, `config.model`'s.
+    """
+    own = {
+        name: {k: v for k, v in configured[name].items() if k in ("dtype", "remat")}
+        for name in arguments
+    }
+    return {name: {**told, **own[name]} for name, told in arguments.items()}
+
+
 def inpainting_arguments(folder: Folder, beside: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of the inpainting `ConditionalUNet` in a folder, where it fits the rest.
 

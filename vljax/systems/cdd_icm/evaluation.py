@@ -27,6 +27,7 @@ from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.dialogues import SceneDialogues
 from vljax.data.pictures.images import contact_sheet
 from vljax.data.scenes import RELATIONS, Scene, SceneObject, follow, relations, render
+from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
 from vljax.metrics.layout import GenevaScore, Layout, geneva_score, layout_of, mean_geneva_score
 from vljax.metrics.psnr import psnr
@@ -36,7 +37,7 @@ from vljax.models.localizer import ObjectLocalizer, localizer_pixels
 from vljax.ops.pixels import to_unit
 from vljax.pretrained import assign, read_tensors
 from vljax.request import File, option
-from vljax.systems.cdd_icm.method import SAMPLERS, Dialogues, Drawing, read_dialogues
+from vljax.systems.cdd_icm.method import Dialogues, Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import CDDICM, encode_image, read
 from vljax.systems.cdd_icm.paper import PAPER, TABLE_1, TABLE_2
 
@@ -68,9 +69,7 @@ class Judging:
     candidates: int = option(
         1, low=1, high=64, help="pictures drawn a turn, of which the best by ICM stays"
     )
-    text_scale: float | None = option(
-        None, help="classifier-free guidance, 1 for none (config.guidance)"
-    )
+    text_scale: float | None = option(None, help="classifier-free guidance, 1 for none")
     icm_scale: float | None = option(
         None, low=0.0, help="ICM guidance, 0 for none (config.guidance)"
     )

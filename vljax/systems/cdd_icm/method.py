@@ -32,7 +32,7 @@ from vljax.diffusion.noise import example_keys, start_noise
 from vljax.diffusion.process import Denoiser as Denoising
 from vljax.diffusion.process import Guidance, Process, make_process, split_output
 from vljax.diffusion.progress import Progress, progress_bar
-from vljax.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m
+from vljax.diffusion.samplers import SAMPLERS, sample
 from vljax.errors import UserError
 from vljax.models.unet import KeyValue
 from vljax.ops.pixels import to_pixels, to_unit
@@ -47,8 +47,6 @@ from vljax.systems.cdd_icm.model import (
     read,
     without,
 )
-
-SAMPLERS = ("ddim", "ddpm", "dpm_solver")
 
 
 def denoiser(model: CDDICM, condition: Condition, context: list[KeyValue] | None) -> Denoising:
@@ -185,14 +183,17 @@ def _draw(
     guidance = None
     if fixed.icm:
         guidance = icm_guidance(model, trained, many(condition.vector), psi, max_ratio)
-    bent: dict[str, Any] = {"clip": True, "guidance": guidance, "progress": progress}
-    x_T = start_noise(keys, reference.shape[1:])
-    if fixed.sampler == "ddpm":
-        x = ddpm(process, denoise, x_T, keys, **bent)
-    elif fixed.sampler == "ddim":
-        x = ddim(process, denoise, x_T, eta=eta, keys=keys, **bent)
-    else:
-        x = dpm_solver_pp_2m(process, denoise, x_T, **bent)
+    x = sample(
+        fixed.sampler,
+        process,
+        denoise,
+        start_noise(keys, reference.shape[1:]),
+        keys,
+        clip=True,
+        eta=eta,
+        guidance=guidance,
+        progress=progress,
+    )
     pictures = keep_unchanged(many(reference), to_pixels(x), keep)
     found = encode_image(model, to_unit(pictures)).summary
     scores = cosine(many(condition.vector), found).reshape(-1, count)

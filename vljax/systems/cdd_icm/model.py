@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
-from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, no_tokenizer, train_tokenizer
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.clip_towers import ImageTower, image_tower, prepare_images
@@ -259,15 +258,10 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     Raises:
         UserError: none is given for a published CLIP, or it is not CLIP's.
     """
-    if config.tokenizer:
-        return open_tokenizer(config.tokenizer)
-    if config.pretrained.clip and Path(config.pretrained.clip).is_dir():
-        return open_tokenizer(config.pretrained.clip)
+    if found := given_tokenizer(config.tokenizer, config.pretrained.clip):
+        return found
     if not open_benchmark(config.data).captioned:
-        raise UserError(
-            "tokenizer='': give the one of the published CLIP, "
-            "--config.tokenizer=bpe_simple_vocab_16e6.txt.gz"
-        )
+        raise no_tokenizer()
     return _own_tokenizer(json.dumps(config.data.to_dict()), config.model.clip.vocabulary_size)
 
 

@@ -12,10 +12,11 @@ from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import contact_sheet, image_grid, read_image, resize_and_crop
 from vljax.diffusion.noise import example_keys
 from vljax.diffusion.progress import progress_bar
+from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
 from vljax.request import Picture, option
 from vljax.systems import Result
-from vljax.systems.cdd_icm.method import SAMPLERS, Drawing, read_dialogues
+from vljax.systems.cdd_icm.method import Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import CDDICM, make_tokenizer
 
 

@@ -22,6 +22,7 @@ from vljax.diffusion.likelihood import bits_per_dimension
 from vljax.diffusion.noise import example_keys
 from vljax.diffusion.process import make_process
 from vljax.diffusion.progress import Progress, progress_bar
+from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
 from vljax.metrics.diversity import load_lpips, lpips_distance
 from vljax.metrics.frechet import inception_features
@@ -31,7 +32,7 @@ from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
 from vljax.request import File, option
 from vljax.systems.sdg.face_instructions import face_instructions
-from vljax.systems.sdg.method import SAMPLERS, Drawing, Ilvr, Targets
+from vljax.systems.sdg.method import Drawing, Ilvr, Targets
 from vljax.systems.sdg.model import SDG, is_guided, make_tokenizer
 
 TEXT = "tables 4.1 and 4.3: guidance by text"

@@ -31,13 +31,12 @@ from vljax.diffusion import guidance as guiding
 from vljax.diffusion.noise import example_keys, start_noise
 from vljax.diffusion.process import Guidance, Process, make_process
 from vljax.diffusion.progress import Progress, progress_bar
-from vljax.diffusion.samplers import ddim, ddpm, dpm_solver_pp_2m
+from vljax.diffusion.samplers import SAMPLERS, sample
 from vljax.errors import UserError
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import cosine
 from vljax.systems.sdg.model import SDG
 
-SAMPLERS = ("ddpm", "ddim", "dpm_solver")
 #: What can guide: a text, or a picture's content, structure or style.
 ASPECTS = ("text", "image", "structure", "style")
 _OF_PICTURES = {
@@ -267,14 +266,16 @@ def _draw(
     if reference is not None:
         after_step = guiding.ilvr(process.schedule, to_unit(reference), factor, _other(keys))
     x_T = start_noise(keys, (fixed.image_size, fixed.image_size, 3))
-    bent: dict[str, Any] = {
-        "clip": True,
-        "guidance": guidance,
-        "after_step": after_step,
-        "progress": progress,
-    }
-    if fixed.sampler == "ddpm":
-        return to_pixels(ddpm(process, model.diffusion, x_T, keys, **bent))
-    if fixed.sampler == "ddim":
-        return to_pixels(ddim(process, model.diffusion, x_T, eta=eta, keys=keys, **bent))
-    return to_pixels(dpm_solver_pp_2m(process, model.diffusion, x_T, **bent))
+    x = sample(
+        fixed.sampler,
+        process,
+        model.diffusion,
+        x_T,
+        keys,
+        clip=True,
+        eta=eta,
+        guidance=guidance,
+        after_step=after_step,
+        progress=progress,
+    )
+    return to_pixels(x)

@@ -1,13 +1,10 @@
 """SDG's parts, and the tokenizer of its texts."""
 
-from pathlib import Path
-
 from flax import nnx
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
-from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
-from vljax.errors import UserError
+from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, no_tokenizer, train_tokenizer
 from vljax.models.clip import CLIP
 from vljax.models.noisy_clip import from_clip
 from vljax.models.unet import UNet
@@ -49,15 +46,10 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     Raises:
         UserError: none is given for a published CLIP, or it is not CLIP's.
     """
-    if config.tokenizer:
-        return open_tokenizer(config.tokenizer)
-    if config.pretrained.clip and Path(config.pretrained.clip).is_dir():
-        return open_tokenizer(config.pretrained.clip)
+    if found := given_tokenizer(config.tokenizer, config.pretrained.clip):
+        return found
     benchmark = open_benchmark(config.data)
     if not benchmark.captioned:
-        raise UserError(
-            "tokenizer='': give the one of the published CLIP, "
-            "--config.tokenizer=bpe_simple_vocab_16e6.txt.gz"
-        )
+        raise no_tokenizer()
     captions = benchmark.captions(_TOKENIZER_PICTURES)
     return train_tokenizer(captions, config.model.clip.vocabulary_size)

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from vljax.data.pictures.images import contact_sheet, image_grid, read_image, resize_and_crop
 from vljax.diffusion.guidance import SCALE_SCHEDULES
+from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
 from vljax.request import Picture, option
 from vljax.systems import Result
-from vljax.systems.sdg.method import ASPECTS, ENCODERS, SAMPLERS, Drawing, Ilvr, Targets
+from vljax.systems.sdg.method import ASPECTS, ENCODERS, Drawing, Ilvr, Targets
 from vljax.systems.sdg.model import SDG, is_guided, make_tokenizer
 
 

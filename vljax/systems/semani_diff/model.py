@@ -11,7 +11,7 @@ from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenize
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import predicts, stable_diffusion_arguments, unet_arguments
+from vljax.models.folders import as_published, predicts, stable_diffusion_arguments, unet_arguments
 from vljax.models.stable_diffusion import StableDiffusion
 
 
@@ -29,12 +29,7 @@ class SemaniDiff(nnx.Module):
         parts = {name: dict(config.model[name]) for name in ("vae", "unet", "text_encoder")}
         published = config.pretrained
         if published.sd:
-            kept = ("dtype", "remat")
-            found = _inpainting(published.sd, config.diffusion.prediction)
-            parts = {
-                name: {**arguments, **{k: v for k, v in parts[name].items() if k in kept}}
-                for name, arguments in found.items()
-            }
+            parts = as_published(_inpainting(published.sd, config.diffusion.prediction), parts)
         self.sd = StableDiffusion(**parts, rngs=rngs)
         clip = dict(config.model.clip) if published.clip or not published.sd else {}
         self.clip = CLIP(**clip, rngs=rngs) if clip else None

@@ -1,13 +1,12 @@
 """SeMani-Trans's parts: codes, the Transformer over them, and CLIP."""
 
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
-from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, no_tokenizer, train_tokenizer
 from vljax.errors import UserError
 from vljax.models.adversarial import PatchDiscriminator
 from vljax.models.clip import CLIP
@@ -71,14 +70,9 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     Raises:
         UserError: none is given for a published CLIP, or it is not CLIP's.
     """
-    if config.tokenizer:
-        return open_tokenizer(config.tokenizer)
-    if config.pretrained.clip and Path(config.pretrained.clip).is_dir():
-        return open_tokenizer(config.pretrained.clip)
+    if found := given_tokenizer(config.tokenizer, config.pretrained.clip):
+        return found
     if "clip" not in config.stages:
-        raise UserError(
-            "tokenizer='': give the one of the published CLIP, "
-            "--config.tokenizer=bpe_simple_vocab_16e6.txt.gz"
-        )
+        raise no_tokenizer()
     captions = open_benchmark(config.data).captions(_TOKENIZER_PICTURES)
     return train_tokenizer(captions, config.model.clip.vocabulary_size)

@@ -9,7 +9,7 @@ from vljax.data.benchmarks import open_benchmark
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import drawing_arguments, inpainting_arguments
+from vljax.models.folders import as_published, drawing_arguments, inpainting_arguments
 from vljax.models.stable_diffusion import StableDiffusion
 
 
@@ -28,12 +28,7 @@ class ShapeGuided(nnx.Module):
         parts = {name: dict(config.model[name]) for name in ("vae", "unet", "text_encoder")}
         inpaint, segmenter = config.model.inpaint, dict(config.model.segmenter)
         if folder := config.pretrained.sd:
-            published = drawing_arguments(folder, config.diffusion.prediction)
-            kept = ("dtype", "remat")
-            parts = {
-                name: {**arguments, **{k: v for k, v in parts[name].items() if k in kept}}
-                for name, arguments in published.items()
-            }
+            parts = as_published(drawing_arguments(folder, config.diffusion.prediction), parts)
             inpaint, segmenter = False, {}
         self.sd = StableDiffusion(**parts, rngs=rngs)
         # Noisy latents, the mask, and the latents of what is around it.

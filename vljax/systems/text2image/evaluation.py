@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
-from vljax.data.pictures.images import image_grid, resize_and_crop
+from vljax.data.pictures.images import image_grid
 from vljax.data.scenes import COLOURS, SHAPES, oracle
 from vljax.data.scenes.truth import named_pairs
 from vljax.data.scenes.wording import listed, words
@@ -41,7 +41,11 @@ from vljax.ops.similarity import normalise
 from vljax.pretrained import networks
 from vljax.request import File, option
 from vljax.systems.text2image.families import FAMILIES, Wish
-from vljax.systems.text2image.families.family import caption_transform, open_captions
+from vljax.systems.text2image.families.family import (
+    caption_transform,
+    first_pictures,
+    open_captions,
+)
 from vljax.systems.text2image.model import Text2Image, clip_of, make_tokenizer
 from vljax.systems.text2image.use import Request, draw_best
 
@@ -230,14 +234,12 @@ def _texts(config: ConfigDict, judging: Judging) -> tuple[list[str], list[tuple[
 
 
 def _real(config: ConfigDict, count: int) -> UInt8[np.ndarray, "n h w 3"]:
-    source, side = open_captions(config, held_out=True), config.data.image_size
-    if len(source) < 100:
+    pictures = first_pictures(config, max(count, 100), held_out=True)
+    if len(pictures) < 100:
         raise UserError(
-            f"{len(source)} pictures are held out: retrieval needs 100 or more to choose among"
+            f"{len(pictures)} pictures are held out: retrieval needs 100 or more to choose among"
         )
-    return np.stack(
-        [resize_and_crop(source[i]["image"], side) for i in range(min(count, len(source)))]
-    )
+    return pictures[:count]
 
 
 def _likelihoods(model: Text2Image, config: ConfigDict, judging: Judging) -> dict[str, float]:
@@ -263,9 +265,7 @@ def _likelihoods(model: Text2Image, config: ConfigDict, judging: Judging) -> dic
 
 def _nearest(clip: CLIP, config: ConfigDict, tokens: np.ndarray) -> UInt8[np.ndarray, "g 2 h w 3"]:
     """Retrieval as generation: of 1,000 training pictures the two that CLIP finds best."""
-    source, side = open_captions(config), config.data.image_size
-    count = min(1000, len(source))
-    pictures = np.stack([resize_and_crop(source[i]["image"], side) for i in range(count)])
+    pictures = first_pictures(config, 1000)
     embed: Callable = jax.jit(lambda pictures: clip.encode_image(to_unit(pictures)))
     seen = features_of(embed, pictures, 50)
     asked = jax.jit(CLIP.encode_text)(clip, jnp.asarray(tokens))

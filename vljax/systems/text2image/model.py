@@ -1,7 +1,6 @@
 """The parts of text2image, family by family, and the CLIP that all share."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -9,11 +8,11 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
-from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, no_tokenizer, train_tokenizer
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import drawing_arguments, inpainting_arguments
+from vljax.models.folders import as_published, drawing_arguments, inpainting_arguments
 from vljax.models.glide import GLIDE
 from vljax.models.pixelcnn import PixelCNN
 from vljax.models.prior import PriorTransformer
@@ -64,12 +63,7 @@ def needs_clip(config: ConfigDict) -> bool:
 def _latent(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
     parts = {name: dict(config.model[name]) for name in ("vae", "unet", "text_encoder")}
     if folder := config.pretrained.sd:
-        published = drawing_arguments(folder, config.diffusion.prediction)
-        kept = ("dtype", "remat")
-        parts = {
-            name: {**arguments, **{k: v for k, v in parts[name].items() if k in kept}}
-            for name, arguments in published.items()
-        }
+        parts = as_published(drawing_arguments(folder, config.diffusion.prediction), parts)
     sd = StableDiffusion(**parts, rngs=rngs)
     inpaint = None
     if folder := config.pretrained.inpaint:
@@ -187,14 +181,15 @@ def clip_of(model: Any) -> CLIP | None:
 
 
 def embed_texts(model: Any, tokens: Int[Array, "b n"]) -> Float[Array, "b e"]:
-    """CLIP's embeddings of texts, of the length that a deviation of 1 in each value has.
-
-    They condition `variational` and `adversarial`.
-    """
+    """CLIP's embeddings of texts, as they condition `variational` and `adversarial`."""
     clip = clip_of(model)
     assert clip is not None
-    embedded = normalise(clip.encode_text(tokens))
-    return embedded * embedded.shape[-1] ** 0.5
+    return to_condition(clip.encode_text(tokens))
+
+
+def to_condition(embedding: Float[Array, "b e"]) -> Float[Array, "b e"]:
+    """CLIP's embeddings at the length that a deviation of 1 in each value has."""
+    return normalise(embedding) * embedding.shape[-1] ** 0.5
 
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:
@@ -203,16 +198,11 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
     Raises:
         UserError: none is given for a published network, or the one given does not fit.
     """
-    if config.tokenizer:
-        return open_tokenizer(config.tokenizer)
-    for folder in (config.pretrained.get("sd", ""), config.pretrained.clip):
-        if folder and Path(folder).is_dir():
-            return open_tokenizer(Path(folder))
+    published = config.pretrained
+    if found := given_tokenizer(config.tokenizer, published.get("sd", ""), published.clip):
+        return found
     benchmark = open_benchmark(config.data)
     if not benchmark.vocabulary:
-        raise UserError(
-            "tokenizer='': give the one of the published networks, such as "
-            "--config.tokenizer=bpe_simple_vocab_16e6.txt.gz"
-        )
+        raise no_tokenizer()
     tower = config.model.text_encoder or config.model.clip
     return train_tokenizer(benchmark.vocabulary, tower.vocabulary_size)

@@ -66,7 +66,6 @@ def get_config(family: str = "latent") -> ConfigDict:
         "text_encoder": {},
         # Of `pixels`: enlarges what `unet` draws; its `image_size` is that of the pictures.
         "upsampler": {},
-        "inpaint": False,
         "vqgan": {},
         "transformer": {},
         "pixelcnn": {},

@@ -1,7 +1,7 @@
 """What a person asks of text2image: pictures of a text."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from vljax.data.pictures.images import contact_sheet, read_image
 from vljax.data.pictures.photographs import read_mask, to_working_size, working_size
-from vljax.diffusion.latent import SAMPLERS
 from vljax.diffusion.progress import progress_bar
+from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
@@ -43,7 +43,7 @@ class Request:
     clip_scale: float | None = option(
         None, low=0, help="factor on the gradient of CLIP's cosine; 0 for none"
     )
-    sampler: str | None = option(None, choices=tuple(SAMPLERS), help="default: config.samples")
+    sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples")
     steps: str | None = option(
         None, help="denoising steps: leading50, trailing20 … (default: config.samples)"
     )
@@ -101,8 +101,8 @@ def read(model: Text2Image, config: ConfigDict, request: Request) -> Wish:
     heeded = FAMILIES[config.family].heeds
     for field in fields(Request)[4:]:
         given = getattr(request, field.name)
-        is_usual = not is_given(given) if field.type is Picture else given == field.default
-        if field.name not in heeded and not (is_usual if not isinstance(given, np.ndarray) else 0):
+        asked = isinstance(given, np.ndarray) or given != field.default
+        if asked and field.name not in heeded:
             raise UserError(
                 f"--{field.name}: pictures of the family {config.family!r} have none; leave it "
                 f"out, or choose among {', '.join(sorted(heeded)) or 'none'}"
@@ -166,8 +166,8 @@ def draw_best(
     with progress_bar(label) as bar:
         for k in range(request.candidates):
             first = request.seed + k * count
-            told = {**vars(wish), "texts": (text,) * count}
-            one = Wish(**{**told, "seeds": tuple(range(first, first + count))}).filled(config)
+            seeds = tuple(range(first, first + count))
+            one = replace(wish, texts=(text,) * count, seeds=seeds).filled(config)
             drawn = np.asarray(FAMILIES[config.family].draw(model, config, one, bar))
             fits = None if clip is None else fit(clip, config, drawn, [text] * count)
             if best is None or scores is None or fits is None:

@@ -17,8 +17,14 @@ from ml_collections import ConfigDict
 from vljax.diffusion.progress import Progress
 from vljax.models.vector_pictures import Viewer
 from vljax.ops.pixels import to_pixels, to_unit
-from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage, told
-from vljax.systems.text2image.model import make_tokenizer
+from vljax.systems.text2image.families.family import (
+    Family,
+    Wish,
+    drawings,
+    make_stage,
+    read_texts,
+    told,
+)
 from vljax.training.stage import Stage
 
 # One in so many real pictures is penalised in each step.
@@ -94,7 +100,7 @@ def draw(
     model: Any, config: ConfigDict, wish: Wish, progress: Progress | None = None
 ) -> UInt8[Array, "b h w 3"]:
     """The pictures of a wish."""
-    tokens = make_tokenizer(config)(wish.texts, config.model.clip.context_length)
+    tokens = read_texts(config, wish.texts)
     return draw_batch(model, jnp.asarray(tokens), wish.keys())
 
 

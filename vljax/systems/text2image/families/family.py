@@ -1,17 +1,17 @@
 """What the system asks of a family: its training stages, its pictures, its likelihood."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import Benchmark, open_benchmark
-from vljax.data.pictures.images import image_grid, image_transform
+from vljax.data.pictures.images import image_grid, image_transform, resize_and_crop
 from vljax.data.source import Source, Transform
 from vljax.data.text.tokenizers import Tokenizer, captioned, with_dropped_text
 from vljax.errors import UserError
@@ -110,6 +110,20 @@ def open_captions(config: ConfigDict, *, held_out: bool = False) -> Source:
             f"data.name={config.data.name!r} has no captions: choose scenes, coco, cub or oxford102"
         )
     return benchmark.pictures(("image", "captions"), held_out=held_out)
+
+
+def first_pictures(
+    config: ConfigDict, count: int, *, held_out: bool = False
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """The first pictures at the config's size, as many as there are up to `count`."""
+    source, side = open_captions(config, held_out=held_out), config.data.image_size
+    count = min(count, len(source))
+    return np.stack([resize_and_crop(source[i]["image"], side) for i in range(count)])
+
+
+def read_texts(config: ConfigDict, texts: Sequence[str]) -> Int[np.ndarray, "b n"]:
+    """Tokens of texts as CLIP reads them."""
+    return make_tokenizer(config)(texts, config.model.clip.context_length)
 
 
 def caption_transform(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
-from vljax.diffusion.latent import SAMPLERS, autoencoder_loss, draw_latents
+from vljax.diffusion.latent import autoencoder_loss, draw_latents
 from vljax.diffusion.losses import denoising_loss
 from vljax.diffusion.process import Process, make_process
 from vljax.diffusion.progress import Progress
@@ -114,7 +114,7 @@ def draw_batch(
         batch: What to draw.
         progress: Where to report steps.
         size: Height and width of the pictures.
-        sampler: Of `SAMPLERS`.
+        sampler: One of `vljax.diffusion.samplers.SAMPLERS`.
         from_noise: Whether it begins with noise alone although there is a picture.
     """
     rows = len(batch.tokens)
@@ -160,8 +160,6 @@ def draw(
     for name, length in zip(("height", "width"), size, strict=True):
         if length < sd.multiple or length % sd.multiple:
             raise UserError(f"--{name}={length}: give a multiple of {sd.multiple}")
-    if wish.sampler not in SAMPLERS:
-        raise UserError(f"--sampler={wish.sampler}: choose one of {', '.join(SAMPLERS)}")
     tokenizer = make_tokenizer(config)
     process = make_process(
         config,

@@ -17,8 +17,14 @@ from ml_collections import ConfigDict
 
 from vljax.diffusion.progress import Progress
 from vljax.models.pixelcnn import from_few_levels, to_few_levels
-from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage, told
-from vljax.systems.text2image.model import make_tokenizer
+from vljax.systems.text2image.families.family import (
+    Family,
+    Wish,
+    drawings,
+    make_stage,
+    read_texts,
+    told,
+)
 from vljax.training.stage import Stage
 
 
@@ -58,7 +64,7 @@ def draw(
     model: Any, config: ConfigDict, wish: Wish, progress: Progress | None = None
 ) -> UInt8[Array, "b h w 3"]:
     """The pictures of a filled wish."""
-    tokens = make_tokenizer(config)(wish.texts, config.model.clip.context_length)
+    tokens = read_texts(config, wish.texts)
     temperature, top_k = jnp.float32(wish.temperature), jnp.int32(wish.top_k)
     side = config.data.image_size
     return draw_batch(model, jnp.asarray(tokens), wish.keys(), temperature, top_k, side=side)

@@ -18,18 +18,17 @@ from ml_collections import ConfigDict
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
 from vljax.diffusion.editing import guided
 from vljax.diffusion.guidance import language, on_predicted_x0, score_guidance, semantic_score
-from vljax.diffusion.latent import SAMPLERS
 from vljax.diffusion.likelihood import bits_per_dimension
 from vljax.diffusion.losses import denoising_loss, named_loss
 from vljax.diffusion.noise import start_noise
 from vljax.diffusion.process import Process, make_process
 from vljax.diffusion.progress import Progress
-from vljax.diffusion.samplers import ddpm
+from vljax.diffusion.samplers import ddpm, sample
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.blocks import average_pool
 from vljax.models.clip import CLIP
-from vljax.models.glide import GLIDE, Told
+from vljax.models.glide import GLIDE
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.text2image.families.family import (
     Family,
@@ -54,7 +53,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         "diffusion": lambda name: make_stage(
             config,
             name,
-            _loss(config, reader),
+            _loss("glide", make_process(config), reader),
             [(r"glide\.", 1.0)],
             length,
             transform=caption_transform(config, length, share, tokenizer=reader),
@@ -63,7 +62,12 @@ def stages(config: ConfigDict) -> list[Stage]:
         "upsampler": lambda name: make_stage(
             _enlarged(config),
             name,
-            _upsampler_loss(config, reader),
+            _loss(
+                "upsampler",
+                _process(config),
+                reader,
+                config.model.upsampler.image_size // config.data.image_size,
+            ),
             [(r"upsampler\.", 1.0)],
             length,
             transform=caption_transform(_enlarged(config), length, tokenizer=reader),
@@ -102,41 +106,19 @@ def _process(config: ConfigDict, steps: str = "") -> Process:
     return make_process(ConfigDict({"diffusion": fields}), steps)
 
 
-def _of_texts(glide: GLIDE, reader: Tokenizer, tokens: Int[Array, "b n"]) -> Told:
-    return glide.tell(tokens, reader.real(tokens))
-
-
-def _loss(config: ConfigDict, reader: Tokenizer) -> Any:
-    process = make_process(config)
+def _loss(part: str, process: Process, reader: Tokenizer, factor: int = 1) -> Any:
+    """The loss of a network, which sees the picture `factor` times smaller where that is not 1."""
     timesteps = UniformTimesteps(len(process.schedule))
     of_each = named_loss("hybrid" if process.variance == "learned_range" else "simple")
 
     def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
-        glide: GLIDE = model.glide
-        told = _of_texts(glide, reader, batch["tokens"])
+        glide: GLIDE = getattr(model, part)
+        told = glide.tell(batch["tokens"], reader.real(batch["tokens"]))
+        images = to_unit(batch["image"])
+        small = average_pool(images, factor) if factor > 1 else None
 
         def denoiser(x: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Array:
-            return glide.denoise(x, t, told)
-
-        images, keys = to_unit(batch["image"]), jax.random.split(key)
-        return denoising_loss(process, denoiser, images, keys, timesteps, of_each)[0], {}
-
-    return loss
-
-
-def _upsampler_loss(config: ConfigDict, reader: Tokenizer) -> Any:
-    process = _process(config)
-    timesteps = UniformTimesteps(len(process.schedule))
-    of_each = named_loss("hybrid" if process.variance == "learned_range" else "simple")
-    factor = config.model.upsampler.image_size // config.data.image_size
-
-    def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
-        upsampler: GLIDE = model.upsampler
-        told, images = _of_texts(upsampler, reader, batch["tokens"]), to_unit(batch["image"])
-        small = average_pool(images, factor)
-
-        def denoiser(x: Float[Array, "b h w c"], t: Int[Array, " b"]) -> Array:
-            return upsampler.denoise(x, t, told, small)
+            return glide.denoise(x, t, told, small)
 
         keys = jax.random.split(key)
         return denoising_loss(process, denoiser, images, keys, timesteps, of_each)[0], {}
@@ -171,21 +153,22 @@ def draw_batch(
         judged: Of guidance by CLIP: the CLIP, the process of training, the texts' tokens, and the
             factor on the gradient of its cosine with what a step predicts; None for none.
         side: Of the pictures.
-        sampler: Of `SAMPLERS`.
+        sampler: One of `vljax.diffusion.samplers.SAMPLERS`.
     """
     told = glide.tell(tokens, real)
     denoiser = guided(lambda x, t: glide.denoise(x, t, told), guidance_scale)
     noise = start_noise(keys, (side, side, 3))
-    more: dict[str, Any] = {"keys": keys} if sampler == "ddpm" else {}
+    guidance = None
     if judged is not None:
         clip, training, words, scale = judged
         seen = on_predicted_x0(training, denoiser, lambda x: (clip.encode_image(x), ()))
-        more["guidance"] = score_guidance(
+        guidance = score_guidance(
             semantic_score(seen, [(scale, language(clip.encode_text(words)))])
         )
-    return to_pixels(
-        SAMPLERS[sampler](process, denoiser, noise, clip=True, progress=progress, **more)
+    x = sample(
+        sampler, process, denoiser, noise, keys, clip=True, guidance=guidance, progress=progress
     )
+    return to_pixels(x)
 
 
 @jax.jit
@@ -241,8 +224,6 @@ def draw_small(
     Raises:
         UserError: the sampler is none, or there is no CLIP that could guide.
     """
-    if wish.sampler not in SAMPLERS:
-        raise UserError(f"--sampler={wish.sampler}: choose one of {', '.join(SAMPLERS)}")
     reader, without = text_tokenizer(config), [wish.negative] * len(wish.texts)
     tokens = reader([*wish.texts, *without], model.glide.text_length)
     judged = None

@@ -26,8 +26,8 @@ from vljax.systems.text2image.families.family import (
     Wish,
     caption_transform,
     drawings,
+    first_pictures,
     make_stage,
-    open_captions,
 )
 from vljax.systems.text2image.model import make_tokenizer
 from vljax.training.stage import Stage
@@ -116,10 +116,7 @@ def _codes_from(config: ConfigDict) -> Any:
     """See `vljax.models.vqgan.codebook_of_centres`."""
 
     def start(model: Any) -> Any:
-        source = open_captions(config)
-        transform = caption_transform(config, config.model.clip.context_length)
-        rng, count = np.random.default_rng(config.seed), min(len(source), _CODEBOOK_PICTURES)
-        images = np.stack([transform(source[i], rng)["image"] for i in range(count)])
+        images = first_pictures(config, _CODEBOOK_PICTURES)
         begun = jax.tree.map(lambda leaf: leaf, model)
         begun.vqgan = codebook_of_centres(
             model.vqgan, to_unit(jnp.asarray(images)), jax.random.key(config.seed)

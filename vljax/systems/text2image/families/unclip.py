@@ -18,17 +18,17 @@ from vljax.diffusion.prior import draw_embeddings, measured, nearest, prior_loss
 from vljax.diffusion.process import Process, make_process
 from vljax.diffusion.progress import Progress
 from vljax.ops.pixels import to_pixels, to_unit
-from vljax.ops.similarity import cosine, normalise
+from vljax.ops.similarity import cosine
 from vljax.systems.text2image.families.family import (
     Family,
     Wish,
-    caption_transform,
     drawings,
+    first_pictures,
     make_stage,
-    open_captions,
+    read_texts,
 )
 from vljax.systems.text2image.families.variational import elbo_loss
-from vljax.systems.text2image.model import make_tokenizer
+from vljax.systems.text2image.model import to_condition
 from vljax.training.stage import Stage
 
 # Pictures whose embeddings are measured before the prior learns.
@@ -72,10 +72,7 @@ def _measured(config: ConfigDict) -> Any:
     """See `vljax.diffusion.prior.measured`."""
 
     def start(model: Any) -> Any:
-        source = open_captions(config)
-        transform = caption_transform(config, config.model.clip.context_length)
-        rng, count = np.random.default_rng(config.seed), min(len(source), _MEASURED)
-        images = np.stack([transform(source[i], rng)["image"] for i in range(count)])
+        images = first_pictures(config, _MEASURED)
         begun = jax.tree.map(lambda leaf: leaf, model)
         begun.unclip = measured(model.unclip, _embed(model, to_unit(jnp.asarray(images))))
         return begun
@@ -86,17 +83,12 @@ def _measured(config: ConfigDict) -> Any:
 def _loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
     """−ELBO under pictures' embeddings."""
     images = to_unit(batch["image"])
-    return elbo_loss(model.vae, images, _condition(_embed(model, images)), key)
+    return elbo_loss(model.vae, images, to_condition(_embed(model, images)), key)
 
 
 def _embed(model: Any, images: Float[Array, "b h w 3"]) -> Float[Array, "b e"]:
     """CLIP's embeddings; no gradient reaches CLIP."""
     return jax.lax.stop_gradient(model.clip.encode_image(images))
-
-
-def _condition(embedding: Float[Array, "b e"]) -> Float[Array, "b e"]:
-    """Of the length that a deviation of 1 in each value has, as texts in the other families."""
-    return normalise(embedding) * embedding.shape[-1] ** 0.5
 
 
 @jax.jit
@@ -132,22 +124,18 @@ def draw_batch(
     model: Any, embedding: Float[Array, "b e"], keys: Key[Array, " b"]
 ) -> UInt8[Array, "b h w 3"]:
     """The means of pictures of embeddings, at codes drawn from the VAE's prior."""
-    z = jax.vmap(lambda key: jax.random.normal(key, (model.vae.latents,)))(keys)
-    return to_pixels(model.vae.draw(z, _condition(embedding)))
+    return to_pixels(model.vae.sample(to_condition(embedding), keys))
 
 
 def draw(
     model: Any, config: ConfigDict, wish: Wish, progress: Progress | None = None
 ) -> UInt8[Array, "b h w 3"]:
     """The pictures of a filled wish."""
-    tokenizer, length = make_tokenizer(config), config.model.clip.context_length
-    tokens = tokenizer(wish.texts, length)
-    without = tokenizer([wish.negative] * len(wish.texts), length)
     embedding = predict(
         model,
         make_process(config, wish.steps or ""),
-        jnp.asarray(tokens),
-        jnp.asarray(without),
+        jnp.asarray(read_texts(config, wish.texts)),
+        jnp.asarray(read_texts(config, [wish.negative] * len(wish.texts))),
         jnp.float32(wish.guidance_scale),
         wish.keys(),
     )
@@ -158,9 +146,8 @@ def agreement(
     model: Any, config: ConfigDict, images: UInt8[np.ndarray, "b h w 3"], texts: list[str]
 ) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
     """The cosines of pictures' embeddings with what the prior predicts, and with their texts'."""
-    tokenizer, length = make_tokenizer(config), config.model.clip.context_length
-    tokens = jnp.asarray(tokenizer(texts, length))
-    without = jnp.asarray(tokenizer([""] * len(texts), length))
+    tokens = jnp.asarray(read_texts(config, texts))
+    without = jnp.asarray(read_texts(config, [""] * len(texts)))
     keys = Wish(tuple(texts), tuple(range(len(texts)))).keys()
     process = make_process(config, config.samples.steps)
     predicted = predict(model, process, tokens, without, jnp.float32(0.0), keys)

@@ -17,8 +17,14 @@ from vljax.diffusion.likelihood import discretized_gaussian_log_likelihood
 from vljax.diffusion.progress import Progress
 from vljax.models.vector_pictures import TextVAE
 from vljax.ops.pixels import to_pixels, to_unit
-from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage, told
-from vljax.systems.text2image.model import make_tokenizer
+from vljax.systems.text2image.families.family import (
+    Family,
+    Wish,
+    drawings,
+    make_stage,
+    read_texts,
+    told,
+)
 from vljax.training.stage import Stage
 
 
@@ -59,16 +65,14 @@ def draw_batch(
     model: Any, tokens: Int[Array, "b n"], keys: Key[Array, " b"]
 ) -> UInt8[Array, "b h w 3"]:
     """The means of pictures at codes drawn from the prior."""
-    vae = model.vae
-    z = jax.vmap(lambda key: jax.random.normal(key, (vae.latents,)))(keys)
-    return to_pixels(vae.draw(z, told(model, tokens)))
+    return to_pixels(model.vae.sample(told(model, tokens), keys))
 
 
 def draw(
     model: Any, config: ConfigDict, wish: Wish, progress: Progress | None = None
 ) -> UInt8[Array, "b h w 3"]:
     """The pictures of a wish."""
-    tokens = make_tokenizer(config)(wish.texts, config.model.clip.context_length)
+    tokens = read_texts(config, wish.texts)
     return draw_batch(model, jnp.asarray(tokens), wish.keys())
 
 

@@ -62,6 +62,8 @@ def test_what_cannot_be_is_told(tmp_path):
         generate.main(("--example", "text2image", "--workdir", str(tmp_path)))
     with pytest.raises(UserError, match="--out is missing"):
         evaluate.main(("--example", "text2image"))
+    with pytest.raises(UserError, match=r"--example=sgd: choose one of"):
+        packing.main(("make", "sgd", "--workdir", str(tmp_path)))
 
 
 def test_a_run_becomes_an_example(tmp_path, monkeypatch):
@@ -80,3 +82,19 @@ def test_a_run_becomes_an_example(tmp_path, monkeypatch):
     )
     ours, theirs = (f / "weights" / "example.safetensors" for f in (made, known))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+def test_an_example_is_made_anew(tmp_path, monkeypatch):
+    """Trained by its own recipe, here of a few steps, judged, and put where it is asked for."""
+    few = [
+        f"--config.stages.{stage}.num_steps=60"
+        for stage in json.loads((example("voi") / "config.json").read_text())["stages"]
+    ]
+    monkeypatch.setattr(packing, "EXAMPLES", tmp_path / "made")
+    flags = ("make", "voi", "--workdir", str(tmp_path / "run"), "--commit", "1a2b3c4", *few)
+    assert packing.main(flags) == 0
+    made = tmp_path / "made" / "voi"
+    assert "at commit 1a2b3c4" in (made / "README.md").read_text()
+    config = from_workdir(made)
+    assert {stage.num_steps for stage in config.stages.values()} == {60}

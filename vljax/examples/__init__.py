@@ -5,7 +5,9 @@ resolved `config.json`, `weights`, and a `README.md` that tells how it was made 
 does.
 
     python -m vljax.generate --example text2image --out drawn --prompt "a photo of a red star"
+    python -m vljax.examples make text2image --workdir runs/again
     python -m vljax.examples --workdir runs/tokens --name text2image
 
-The second makes one of a run. Wherever `--workdir` takes a run, `--example` takes an example.
+The second trains one anew, the third makes one of a run. Wherever `--workdir` takes a run,
+`--example` takes an example.
 """

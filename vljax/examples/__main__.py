@@ -1,8 +1,13 @@
 """Makes an example of a finished run: its config, its weights in half precision, its results.
 
 python -m vljax.examples --workdir runs/tokens --name text2image --commit 1a2b3c4
+
+To train one anew, judge it and put it in its place (further flags are `vljax.train`'s):
+
+python -m vljax.examples make text2image --workdir runs/again
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vljax import files, pretrained
+from vljax import evaluate, files, pretrained, train
 from vljax.config import to_json
-from vljax.doors import EXAMPLES, door, open_run
+from vljax.doors import EXAMPLES, door, example, open_run, read_workdir
 from vljax.errors import UserError
 from vljax.models.parameters import named_parameters, variables
 from vljax.request import File, option
+from vljax.training import weights
 
 # What a package can carry of one example, in bytes.
 MOST = 12 * 2**20
@@ -39,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: a flag, the workdir or its weights are wrong, or the example would be too large.
     """
+    if argv and argv[0] == "make":
+        return _make(argv[1:])
     run = open_run(argv, "vljax.examples", __doc__, folder="example", asks=Packing)
     asked: Packing = run.asked
     name = asked.name or run.system.name
@@ -70,6 +78,25 @@ def main(argv: Sequence[str]) -> int:
     )
     print(f"example: {folder}")
     return 0
+
+
+def _make(argv: Sequence[str]) -> int:
+    """Train an example's recipe, judge what came out, and let it take the example's place."""
+    parser = argparse.ArgumentParser("vljax.examples make", description=__doc__)
+    parser.add_argument("name", help="of an example")
+    parser.add_argument("--workdir", required=True, help="where to train")
+    parser.add_argument("--commit", help="the commit with which it is trained")
+    asked, others = parser.parse_known_args(argv)
+    example(asked.name)  # an unknown name is told before anything starts
+    recipe = Path(__file__).parent / "recipe.py"
+    run = ("--workdir", asked.workdir)
+    done = train.main(("--config", f"{recipe}:{asked.name}", *run, *others))
+    workdir = Path(asked.workdir)
+    if not all(weights.file(workdir, stage).exists() for stage in read_workdir(workdir).stages):
+        return done  # it was stopped; the same command goes on
+    evaluate.main(run)
+    commit = ("--commit", asked.commit) if asked.commit else ()
+    return main((*run, "--name", asked.name, *commit))
 
 
 run = door(main)

@@ -105,7 +105,13 @@ def test_attention_inside_and_outside_keeps_the_shape():
         if one.method in ("shape_guided", "without_ioa")
     ]
     made = _make_pictures(
-        model, config, Judging(steps="8", batch_size=10), edits, {"given": edits.shape}, trials, None
+        model,
+        config,
+        Judging(steps="8", batch_size=10),
+        edits,
+        {"given": edits.shape},
+        trials,
+        None,
     )
     fills = {
         trial.method: np.mean(

@@ -9,6 +9,8 @@ python -m vljax.examples make text2image --workdir runs/again
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vljax import evaluate, files, pretrained, train
+from vljax import files, pretrained
 from vljax.config import to_json
 from vljax.doors import EXAMPLES, door, example, open_run, read_workdir
 from vljax.errors import UserError
@@ -88,15 +90,21 @@ def _make(argv: Sequence[str]) -> int:
     parser.add_argument("--commit", help="the commit with which it is trained")
     asked, others = parser.parse_known_args(argv)
     example(asked.name)  # an unknown name is told before anything starts
-    recipe = Path(__file__).parent / "recipe.py"
-    run = ("--workdir", asked.workdir)
-    done = train.main(("--config", f"{recipe}:{asked.name}", *run, *others))
+    recipe, run = Path(__file__).parent / "recipe.py", ("--workdir", asked.workdir)
+    if failed := _door("train", "--config", f"{recipe}:{asked.name}", *run, *others):
+        return failed
     workdir = Path(asked.workdir)
     if not all(weights.file(workdir, stage).exists() for stage in read_workdir(workdir).stages):
-        return done  # it was stopped; the same command goes on
-    evaluate.main(run)
+        return 0  # it was stopped; the same command goes on
+    if failed := _door("evaluate", *run):
+        return failed
     commit = ("--commit", asked.commit) if asked.commit else ()
     return main((*run, "--name", asked.name, *commit))
+
+
+def _door(name: str, *flags: str) -> int:
+    """The status with which another door ends, in a process of its own."""
+    return subprocess.run([sys.executable, "-m", f"vljax.{name}", *flags], check=False).returncode
 
 
 run = door(main)

@@ -7,8 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from vljax.models.explainer import Encoded, Explainer
-from vljax.systems.pjx.training import explanation_loss
+from vljax.models.explainer import Encoded, Explainer, explanation_loss
 
 pytestmark = pytest.mark.benchmark
 

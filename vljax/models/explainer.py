@@ -17,6 +17,7 @@ Thesis and code differ in these places; the thesis is the default:
   instead of being a vector of ones.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -223,3 +224,26 @@ class Explainer(nnx.Module):
 
     def _log_probs(self, h: Float[Array, "*b f"]) -> Float[Array, "*b v"]:
         return jax.nn.log_softmax(self.exp_prediction(h).astype(jnp.float32))
+
+
+def explanation_loss(
+    explainer: Explainer,
+    encoded: Encoded,
+    batch: Mapping[str, Array],
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, ""]:
+    """Cross-entropy of a text's words given the true answer, over words that count (eq. 2.10).
+
+    Args:
+        explainer: Which learns.
+        encoded: From the answering model.
+        batch: `answer` [b], and the text as `read` and `written` [b t], −1 where it has ended.
+        key: For dropout; without it there is none.
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    cause, _ = explainer.explain(encoded, jnp.maximum(batch["answer"], 0), keys[0])
+    log_p = explainer(cause, batch["read"], keys[1])
+    written = batch["written"]
+    counts = (written >= 0) & (batch["answer"] >= 0)[:, None]
+    picked = jnp.take_along_axis(log_p, jnp.maximum(written, 0)[..., None], axis=-1)[..., 0]
+    return -(picked * counts).sum() / jnp.maximum(counts.sum(), 1)

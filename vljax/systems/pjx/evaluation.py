@@ -35,7 +35,14 @@ from vljax.systems.pjx.method import (
 )
 from vljax.systems.pjx.model import PJX
 from vljax.systems.pjx.paper import chapter
-from vljax.systems.pjx.probing import Judged, about, batches, faithfulness, open_judged
+from vljax.systems.pjx.probing import (
+    Judged,
+    about,
+    batches,
+    certificates,
+    faithfulness,
+    open_judged,
+)
 from vljax.systems.pjx.words import Words, open_words
 
 
@@ -105,6 +112,9 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
         rows += found_rows
         notes |= found_notes
     rows += _rightness(words, judged, ours["own answer"], told)
+    if judged.scenes is not None and config.task == "question":
+        given = ours["true answer"]
+        rows.append(certificates(model, config, words, judged, given, judging.batch_size))
     if judging.probed:
         rows += faithfulness(model, config, words, judged, ours, judging.probed, judging.seed)
     figures = _figures(words, judged, ours["own answer"])

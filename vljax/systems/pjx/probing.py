@@ -8,6 +8,7 @@ the evidence, or without something else.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,6 +20,7 @@ from vljax.data.scenes.truth import read
 from vljax.errors import UserError
 from vljax.metrics import pointing
 from vljax.metrics.report import Row
+from vljax.systems.pjx.certificate import Certificate, certify, check, together
 from vljax.systems.pjx.method import (
     Arrays,
     Explained,
@@ -96,6 +98,36 @@ def about(judged: Judged, i: int) -> tuple[int, ...]:
     if "question" not in example:
         return read(example["justifications"][0], scene).named
     return reasons_of(scene, example["question"]).about
+
+
+def certificates(
+    model: PJX, config: ConfigDict, words: Words, judged: Judged, ours: Explained, size: int
+) -> Row:
+    """Shares of explanations that can be certified, see `vljax.systems.pjx.certificate`."""
+    assert judged.scenes is not None
+    given = np.asarray(ours.answer)
+    found: list[Certificate] = []
+    for first, arrays in batches(judged.arrays, size):
+        count = min(size, len(judged.arrays) - first)
+        places = [first + min(k, count - 1) for k in range(size)]
+        seen = together(
+            check(
+                judged.scenes[i],
+                judged.examples[i]["question"],
+                words.justifications.decode(ours.tokens[i]),
+                ours.points[i],
+                config.data.image_size,
+            )
+            for i in places
+        )
+        batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
+        told = jax.jit(certify)(model, batch, given[places], seen)
+        found.append(jax.tree.map(lambda share, count=count: np.asarray(share)[:count], told))
+    all_of = Certificate(*(np.concatenate(part) for part in zip(*found, strict=True)))
+    values = {name: 100 * float(getattr(all_of, name).mean()) for name in Certificate._fields}
+    values["certified"] = 100 * float(all_of.certified.mean())
+    error = 100 * float(all_of.certified.std() / np.sqrt(len(given)))
+    return Row("certificates", "ours", {**values, "standard error": error, "n": len(given)})
 
 
 # Faithfulness ----------------------------------------------------------------------------------

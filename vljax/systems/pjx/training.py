@@ -1,5 +1,8 @@
 """PJ-X's training stages: to answer, then to explain (section 2.5.1); ACT-X learns both at once.
 
+With `config.certify` it then learns from what can be certified of its explanations, see
+`vljax.systems.pjx.certificate`.
+
 A trunk of our own first learns to recognise what pictures show, and then stays as it is, as those
 that are published do: answers alone teach it little of shapes, and unlearn what it knew of them.
 """
@@ -16,7 +19,8 @@ from ml_collections import ConfigDict
 from vljax.data.source import Transform
 from vljax.data.text.published import explanation_ids
 from vljax.errors import UserError
-from vljax.models.explainer import Encoded, Explainer
+from vljax.models.explainer import explanation_loss
+from vljax.systems.pjx.certificate import certified_loss
 from vljax.systems.pjx.method import explained_pictures, open_examples, read_example
 from vljax.systems.pjx.model import PJX, answer, features_of
 from vljax.systems.pjx.words import Words, open_words
@@ -27,13 +31,16 @@ from vljax.training.stage import Stage
 _EXPLAINERS = {
     "joint": ("explainer", "justifications"),
     "explain": ("explainer", "justifications"),
+    "certify": ("explainer", "justifications"),
     "explain_without_attention": ("without_attention", "justifications"),
     "describe": ("on_descriptions", "captions"),
 }
 
 
 def stages(config: ConfigDict) -> list[Stage]:
-    """`recognise`, `answer` and `explain`, or `joint`; then table 2.2's ablations; what there is.
+    """`recognise`, `answer` and `explain`, or `joint`; `certify`; then table 2.2's ablations.
+
+    Those that the config has, and wants.
 
     Raises:
         UserError: the data is not there, a field cannot be, or a stage has no such name.
@@ -49,13 +56,16 @@ def stages(config: ConfigDict) -> list[Stage]:
         answering.append((r"trunk\.", 1.0))
     if config.task == "activity":
         answering[0] = (r"answerer\.", 1.0)
+    ablated = dict.fromkeys(("explain_without_attention", "describe"), config.ablations)
+    wanted = {"certify": config.certify, **ablated}
     found = [recognise(config)] if "recognise" in config.stages else []
     for name in names[1:]:
         if name not in config.stages:
             continue
         part, field = _EXPLAINERS.get(name, (None, None))
-        if name in ("explain_without_attention", "describe") and not config.ablations:
+        if not wanted.get(name, True):
             continue
+        more = () if field is None else (field, "index") if name == "certify" else (field,)
         train = [] if part is None else [(rf"{part}\.", 1.0)]
         if name in ("answer", "joint"):
             train += answering
@@ -64,11 +74,13 @@ def stages(config: ConfigDict) -> list[Stage]:
         found.append(
             Stage(
                 name=name,
-                loss=_loss(part, name == "joint"),
-                train=train,
-                source=open_examples(
-                    config, (field,) if field else (), data="" if part else config.data.answers_from
+                loss=(
+                    certified_loss(config, words)
+                    if name == "certify"
+                    else _loss(part, name == "joint")
                 ),
+                train=train,
+                source=open_examples(config, more, data="" if part else config.data.answers_from),
                 transform=_transform(config, words, field),
                 config=config.stages[name],
                 pictures=explained_pictures(config) if part == "explainer" else None,
@@ -89,6 +101,8 @@ def _transform(config: ConfigDict, words: Words, field: str | None) -> Transform
         known = [one for one in people if one and one in words.answers]
         chosen = words.answers.id(known[rng.integers(len(known))]) if known else -1
         arrays["answer"] = np.int32(chosen)
+        if "index" in example:
+            arrays["index"] = np.int32(example["index"])
         if field:
             told = example[field]
             text = told[rng.integers(len(told))] if told else ""
@@ -136,26 +150,3 @@ def answer_loss(
     count = jnp.maximum(known.sum(), 1)
     right = known & (logits.argmax(-1) == answers)
     return -(log_p * known).sum() / count, right.sum() / count
-
-
-def explanation_loss(
-    explainer: Explainer,
-    encoded: Encoded,
-    batch: Mapping[str, Array],
-    key: Key[Array, ""] | None = None,
-) -> Float[Array, ""]:
-    """Cross-entropy of a text's words given the true answer, over words that count (eq. 2.10).
-
-    Args:
-        explainer: Which learns.
-        encoded: From the answering model.
-        batch: `answer` [b], and the text as `read` and `written` [b t], −1 where it has ended.
-        key: For dropout; without it there is none.
-    """
-    keys = (None, None) if key is None else jax.random.split(key)
-    cause, _ = explainer.explain(encoded, jnp.maximum(batch["answer"], 0), keys[0])
-    log_p = explainer(cause, batch["read"], keys[1])
-    written = batch["written"]
-    counts = (written >= 0) & (batch["answer"] >= 0)[:, None]
-    picked = jnp.take_along_axis(log_p, jnp.maximum(written, 0)[..., None], axis=-1)[..., 0]
-    return -(picked * counts).sum() / jnp.maximum(counts.sum(), 1)

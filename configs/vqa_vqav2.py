@@ -31,7 +31,7 @@ def get_config(data_dir: str | None = None) -> ConfigDict:
         config = pjx.get_config()
         config.about = "Questions about the embedded scenes, answered: a small recipe."
         config.ablations = False
-        for name in ("explain", "certify", "explain_without_attention", "describe"):
+        for name in ("explain", "explain_without_attention", "describe"):
             del config.stages[name]
         return config
     config = pjx.get_published_config("vqa_v2", data_dir)

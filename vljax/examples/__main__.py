@@ -24,6 +24,7 @@ from vljax.doors import EXAMPLES, door, example, open_run, read_workdir
 from vljax.errors import UserError
 from vljax.models.parameters import named_parameters, variables
 from vljax.request import File, option
+from vljax.systems import load_system
 from vljax.training import weights
 
 # What a package can carry of one example, in bytes.
@@ -94,7 +95,9 @@ def _make(argv: Sequence[str]) -> int:
     if failed := _door("train", "--config", f"{recipe}:{asked.name}", *run, *others):
         return failed
     workdir = Path(asked.workdir)
-    if not all(weights.file(workdir, stage).exists() for stage in read_workdir(workdir).stages):
+    config = read_workdir(workdir)
+    listed = load_system(config.system).stages(config)
+    if not all(weights.file(workdir, stage.name).exists() for stage in listed):
         return 0  # it was stopped; the same command goes on
     if failed := _door("evaluate", *run):
         return failed

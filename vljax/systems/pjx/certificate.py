@@ -115,7 +115,7 @@ def checker(config: ConfigDict, vocabulary: PublishedWords, *, held_out: bool = 
     scenes, side = benchmark.scenes(held_out=held_out), config.data.image_size
     if scenes is None or config.task != "question":
         raise UserError(
-            "certify=True: only questions about scenes have an answer that can be checked; leave "
+            "stages.certify: only questions about scenes have an answer that can be checked; leave "
             "it out"
         )
     questions = benchmark.questions(("question",), held_out=held_out)

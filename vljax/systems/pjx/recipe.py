@@ -87,9 +87,7 @@ def get_config() -> ConfigDict:
     config.finetune = 0.0
     # Whether table 2.2's ablations train as well: without attention, and on descriptions.
     config.ablations = True
-    # Whether the explainer then learns from what can be certified of its explanations; on scenes,
-    # whose truth is known. What people's words count beside the reward.
-    config.certify = False
+    # Of the stage `certify`, where there is one: what people's words count beside the reward.
     config.word_weight = 0.5
     config.stages = {
         # What a picture shows, to begin with: a trunk that starts from nothing has no photographs
@@ -97,7 +95,6 @@ def get_config() -> ConfigDict:
         "recognise": get_stage_config(2_000, learning_rate=3e-3),
         "answer": get_stage_config(2_000, learning_rate=3e-3),
         "explain": get_stage_config(1_200, learning_rate=3e-3),
-        "certify": get_stage_config(300, learning_rate=3e-4),
         "explain_without_attention": get_stage_config(1_200, learning_rate=3e-3),
         "describe": get_stage_config(300, learning_rate=3e-3),
     }

@@ -1,6 +1,6 @@
 """PJ-X's training stages: to answer, then to explain (section 2.5.1); ACT-X learns both at once.
 
-With `config.certify` it then learns from what can be certified of its explanations, see
+With a stage `certify` it then learns from what can be certified of its explanations, see
 `vljax.systems.pjx.certificate`.
 
 A trunk of our own first learns to recognise what pictures show, and then stays as it is, as those
@@ -40,7 +40,7 @@ _EXPLAINERS = {
 def stages(config: ConfigDict) -> list[Stage]:
     """`recognise`, `answer` and `explain`, or `joint`; `certify`; then table 2.2's ablations.
 
-    Those that the config has, and wants.
+    Those that the config has.
 
     Raises:
         UserError: the data is not there, a field cannot be, or a stage has no such name.
@@ -56,14 +56,12 @@ def stages(config: ConfigDict) -> list[Stage]:
         answering.append((r"trunk\.", 1.0))
     if config.task == "activity":
         answering[0] = (r"answerer\.", 1.0)
-    ablated = dict.fromkeys(("explain_without_attention", "describe"), config.ablations)
-    wanted = {"certify": config.certify, **ablated}
     found = [recognise(config)] if "recognise" in config.stages else []
     for name in names[1:]:
         if name not in config.stages:
             continue
         part, field = _EXPLAINERS.get(name, (None, None))
-        if not wanted.get(name, True):
+        if name in ("explain_without_attention", "describe") and not config.ablations:
             continue
         more = () if field is None else (field, "index") if name == "certify" else (field,)
         train = [] if part is None else [(rf"{part}\.", 1.0)]

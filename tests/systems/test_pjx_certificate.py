@@ -76,7 +76,7 @@ def test_words_that_are_rewarded_become_likelier(monkeypatch):
         "question": np.ones((rows, 15), np.int32),
         "question_mask": np.ones((rows, 15), bool),
         "answer": np.zeros(rows, np.int32),
-        "index": np.arange(rows, dtype=np.int32),
+        "scene": np.arange(rows, dtype=np.int32),
         "read": np.zeros((rows, 2), np.int32),
         "written": np.zeros((rows, 2), np.int32),
     }

@@ -189,7 +189,7 @@ def certified_loss(config: ConfigDict, words: Words) -> Callable:
         drawn, greedy = write(1.0), write(0.0)
         rewards = []
         for tokens in (drawn, greedy):
-            told = (batch["index"], tokens, points)
+            told = (batch["scene"], tokens, points)
             seen = jax.pure_callback(checked, _like(batch), *jax.lax.stop_gradient(told))
             rewards.append(certify(model, batch, given, seen))
         gain = jax.lax.stop_gradient(rewards[0].reward - rewards[1].reward)

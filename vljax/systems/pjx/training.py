@@ -100,7 +100,7 @@ def _transform(config: ConfigDict, words: Words, field: str | None) -> Transform
         chosen = words.answers.id(known[rng.integers(len(known))]) if known else -1
         arrays["answer"] = np.int32(chosen)
         if "index" in example:
-            arrays["index"] = np.int32(example["index"])
+            arrays["scene"] = np.int32(example["index"])
         if field:
             told = example[field]
             text = told[rng.integers(len(told))] if told else ""

@@ -35,14 +35,15 @@ ROOMS = {
     "batch": {"model", "prompt_to_prompt", "recipe"},
     "baselines": {"batch", "method", "model", "prompt_to_prompt", "recipe"},
     "methods": {"baselines", "batch", "method", "model", "recipe"},
-    "training": {"method", "model", "recipe"},
+    "certificate": {"model", "recipe"},
+    "training": {"certificate", "method", "model", "recipe"},
     "paper": set(),
     "use": {"baselines", "batch", "method", "methods", "model", "recipe"},
     "evaluation": {
         *("baselines", "batch", "maps", "method", "methods", "model", "paper", "probing"),
         *("recipe", "use"),
     },
-    "probing": {"method", "model", "recipe"},
+    "probing": {"certificate", "method", "model", "recipe"},
     "maps": {"method", "model", "probing", "recipe"},
 }
 

@@ -26,6 +26,7 @@ from vljax.models.stable_diffusion import StableDiffusion
 from vljax.models.vqgan import VQGAN
 from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise
 from vljax.pretrained import hub, networks
+from vljax.pretrained.concepts import Concept, with_concepts, write_concept
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -300,6 +301,51 @@ def test_a_pipeline_both_ways(drawn, tmp_path):
     assert open_tokenizer(tmp_path / "copied").vocabulary_size == tokenizer.vocabulary_size
     with pytest.raises(UserError, match=r"tokenizer=.* like=FOLDER"):
         vljax.save(back, tmp_path / "bare")
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_concept_is_told_as_diffusers_tells_it(drawn, tmp_path, vectors, suffix):
+    sd, tokenizer = drawn
+    vljax.save(sd, tmp_path / "ours", tokenizer=tokenizer, diffusion=NOISE, image_size=16)
+    width = sd.text_encoder.token_embedding.weight.shape[1]
+    learnt = np.random.default_rng(0).normal(size=(vectors, width)).astype(np.float32)
+    file = tmp_path / f"learned_embeds{suffix}"
+    if suffix == ".bin":
+        torch.save({"<cat-toy>": torch.from_numpy(learnt.squeeze())}, file)
+    else:
+        write_concept(file, Concept("<cat-toy>", learnt))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ours")
+    pipeline.load_textual_inversion(file.parent, weight_name=file.name)
+    prompt = "a photo of <cat-toy> star"
+    expected = pipeline.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)[0]
+    knowing, words = with_concepts(sd, tokenizer, [file])
+    ours = knowing.embed(jnp.asarray(words([prompt], sd.tokens)))
+    np.testing.assert_allclose(ours, expected.detach(), atol=1e-5)
+    assert words.decode(words(["<cat-toy>"], 12))[0].startswith("<cat-toy>")
+    # What was given stays as it was, and its texts as well.
+    assert sd.text_encoder.token_embedding.weight.shape[0] == tokenizer.vocabulary_size
+    np.testing.assert_array_equal(words(SPOKEN, 12), tokenizer(SPOKEN, 12))
+
+
+def test_concepts_that_cannot_be(drawn, tmp_path):
+    sd, tokenizer = drawn
+    width = sd.text_encoder.token_embedding.weight.shape[1]
+    file = tmp_path / "concept.safetensors"
+    for concept, problem in (
+        (
+            Concept("<toy>", np.ones((1, width + 1), np.float32)),
+            "this text tower reads",
+        ),
+        (Concept("a</w>", np.ones((1, width), np.float32)), "is a word of the vocabulary"),
+        (Concept("<toy>", np.ones((2, 1, width), np.float32)), "whose vectors are"),
+    ):
+        write_concept(file, concept)
+        with pytest.raises(UserError, match=problem):
+            with_concepts(sd, tokenizer, [file])
+    write_concept(file, Concept("<toy>", np.ones((1, width), np.float32)))
+    with pytest.raises(UserError, match="is a word of the vocabulary"):
+        with_concepts(sd, tokenizer, [file, file])
 
 
 def test_shards_and_what_was_there_before(tmp_path):

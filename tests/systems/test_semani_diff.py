@@ -22,6 +22,7 @@ from vljax.errors import UserError
 from vljax.metrics.manipulation import TABLE_1, TABLE_2
 from vljax.models.clip import CLIP, PUBLISHED, TextTransformer
 from vljax.models.parameters import named_parameters
+from vljax.pretrained.concepts import Concept, write_concept
 from vljax.request import check
 from vljax.systems.semani_diff import SYSTEM, get_config
 from vljax.systems.semani_diff.evaluation import ALIGNED, PLACES, SCENES, Judging, find_clip
@@ -132,6 +133,9 @@ def test_a_published_folder_edits_a_photograph_at_its_own_size(published, tmp_pa
     by_file += ("--entity", "background", "--text", "a dark background!")
     Image.fromarray(masks[0]).save(tmp_path / "mask.png")
     by_mask = ("--mask", str(tmp_path / "mask.png"))
+    # A word that the text tower learnt, which the text may hold.
+    write_concept(tmp_path / "toy.safetensors", Concept("<toy>", np.ones((1, 16), np.float32)))
+    by_mask += ("--concept", str(tmp_path / "toy.safetensors"))
     for name, more in (("file", by_file), ("mask", by_mask)):
         out = tmp_path / name
         assert generate.main((*flags, *wish, *more, "--out", str(out))) == 0

@@ -14,6 +14,7 @@ from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.ops.pixels import to_unit
+from vljax.pretrained.concepts import Concept, write_concept
 from vljax.request import check
 from vljax.systems.text2image import FAMILIES, SYSTEM, get_config, get_published_config
 from vljax.systems.text2image.evaluation import TABLE, Judging
@@ -266,6 +267,24 @@ def published(tiny_stable_diffusion):
     model = jax.eval_shape(lambda: make_model(config))
     model.sd = pretrained.load(model.sd, folder)
     return config, jax.tree.map(jnp.asarray, model), networks
+
+
+def test_a_concept_is_drawn_and_another_compiles_nothing(published, tmp_path, compilations):
+    config, model, _ = published
+    width = model.sd.text_encoder.token_embedding.weight.shape[1]
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for file, seed in zip(files, (0, 1), strict=True):
+        vectors = np.random.default_rng(seed).normal(size=(2, width)).astype(np.float32)
+        write_concept(file, Concept("<toy>", vectors))
+
+    def drawn(*concept):
+        wish = Wish(("a red <toy>",), (7,), steps="leading2", concept=concept).filled(config)
+        return np.asarray(latent.draw(model, config, wish))
+
+    one = drawn(files[0])
+    compilations()
+    assert not np.array_equal(drawn(files[1]), one)
+    assert compilations() == 0
 
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -11,6 +11,7 @@ Learners*, 2019, section 2.2), with small letters: a word has the space before i
 stay together, and there is no start.
 """
 
+import copy
 import functools
 import gzip
 import json
@@ -81,6 +82,28 @@ class Tokenizer:
         self.end: int = end
         self.pad: int = pad
         self._backend = backend
+        # Of words of its own: their index in the backend, and the tokens that they stand for.
+        self._own: dict[int, list[int]] = {}
+
+    def with_word(self, word: str, index: int, count: int = 1) -> "Tokenizer":
+        """A tokenizer that also knows a word of its own, as it stands, for `count` tokens.
+
+        Args:
+            word: Such as "<cat-toy>"; its further tokens are "<cat-toy>_1" and so on.
+            index: Of its first token: how many rows the table of embeddings had.
+            count: Tokens that it stands for.
+
+        Raises:
+            UserError: the word is known.
+        """
+        if not word.strip() or self._backend.token_to_id(word) is not None:
+            raise UserError(f"{word!r} is a word of the vocabulary: give the concept another")
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_tokens([tokenizers.AddedToken(word, normalized=False)])
+        more = copy.copy(self)
+        more._backend = backend
+        more._own = {**self._own, len(backend.get_vocab()) - 1: [*range(index, index + count)]}
+        return more
 
     def __call__(
         self, texts: Sequence[str], length: int, *, warn: bool = True
@@ -146,13 +169,15 @@ class Tokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         # One by one: the library's threads do not survive the forks of a data pipeline.
-        return [self._backend.encode(text, add_special_tokens=False).ids for text in texts]
+        encoded = (self._backend.encode(text, add_special_tokens=False).ids for text in texts)
+        return [[i for one in ids for i in self._own.get(one, [one])] for ids in encoded]
 
     def decode(self, tokens: Int[np.ndarray, "b length"]) -> list[str]:
         """The texts of rows of tokens, up to the end token, normalised as they were read."""
         texts = []
+        known = {token: i for i, many in self._own.items() for token in many}
         for row in np.asarray(tokens):
-            ids = [int(i) for i in row if i != self.start]
+            ids = [known.get(int(i), int(i)) for i in row if i != self.start]
             ids = ids[: ids.index(self.end)] if self.end in ids else ids
             text = self._backend.decode(ids, skip_special_tokens=False)
             texts.append(text.replace(_WORD_END, " ").strip())

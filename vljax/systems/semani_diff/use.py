@@ -28,6 +28,7 @@ from vljax.data.pictures.photographs import (
 from vljax.diffusion.process import make_process
 from vljax.diffusion.progress import progress_bar
 from vljax.errors import UserError
+from vljax.pretrained.concepts import with_concepts
 from vljax.request import File, is_given, option
 from vljax.request import Picture as Given
 from vljax.systems import Result
@@ -75,6 +76,9 @@ class Request:
     )
     no_paste: bool = option(
         False, help="do not paste back what is outside of the mask, as published"
+    )
+    concept: tuple[File, ...] = option(
+        (), help="textual inversion: files of words that --text may hold"
     )
     guidance_scale: float | None = option(None, help="w (default: config.samples)")
     sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples")
@@ -140,7 +144,7 @@ def _manipulated(
     steps = request.steps or fields.steps
     process = make_process(config, steps, clean_end=config.diffusion.clean_end)
     guidance = fields.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    tokenizer = make_tokenizer(config)
+    sd, tokenizer = with_concepts(model.sd, make_tokenizer(config), request.concept)
     told = {"seed": str(request.seed), "guidance_scale": str(guidance), "steps": steps}
     told |= {"sampler": request.sampler or fields.sampler, "pasted": str(not request.no_paste)}
 
@@ -160,7 +164,7 @@ def _manipulated(
             )
         batch = make_batch(
             tokenizer,
-            model.sd.tokens,
+            sd.tokens,
             image[None],
             small[None],
             [wish.text],
@@ -168,7 +172,7 @@ def _manipulated(
             seeds=[request.seed],
         )
         with progress_bar("drawing") as bar:
-            drawn = draw(model.sd, process, batch, bar, sampler=told["sampler"])
+            drawn = draw(sd, process, batch, bar, sampler=told["sampler"])
         made = to_photo_size(np.asarray(drawn)[0], (height, width))
         current = made if request.no_paste else finish(current, made, mask, seam)
         anywhere = anywhere | mask

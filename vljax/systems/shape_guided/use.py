@@ -29,6 +29,7 @@ from vljax.models.clipseg import CLIPSeg
 from vljax.models.folders import clipseg_arguments
 from vljax.ops.inside_outside import StrengthSchedule
 from vljax.ops.pixels import to_unit
+from vljax.pretrained.concepts import with_concepts
 from vljax.request import File, Picture, is_given, option
 from vljax.systems import Result
 from vljax.systems.shape_guided.batch import Batch, Keep, Wish, make_batch, token_split
@@ -84,6 +85,9 @@ class Request:
         metavar="WORD=FACTOR",
         help="Prompt-to-Prompt: attend so much more to words of --edit_prompt",
     )
+    concept: tuple[File, ...] = option(
+        (), help="textual inversion: files of words that the prompts may hold"
+    )
     segmenter: File | None = option(None, metavar="FOLDER", help="a CLIPSeg that infers the shape")
     clip: File | None = option(None, metavar="FOLDER", help=CLIP_HELP)
     attention_maps: bool = option(False, help="draw where tokens attend")
@@ -127,13 +131,18 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
         )
 
     # The edit.
-    tokenizer = make_tokenizer(config)
+    if request.concept and method.name == "blended":
+        raise UserError(
+            "--concept: --method=blended is guided by CLIP, which did not learn the word; choose "
+            "another method"
+        )
+    sd, tokenizer = with_concepts(model.sd, make_tokenizer(config), request.concept)
     scale = request.guidance_scale
     if scale is None:
         scale = method.default_scale(config)
     batch = make_batch(
         tokenizer,
-        model.sd.tokens,
+        sd.tokens,
         image[None],
         small[None],
         [wish],
@@ -155,7 +164,9 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
         request.published_levels,
     )
     clip = find_clip(model, request.clip)
-    pictures, latents = method.edit(model, config, batch, settings, clip=clip)
+    knowing = jax.tree.map(lambda leaf: leaf, model)
+    knowing.sd = sd
+    pictures, latents = method.edit(knowing, config, batch, settings, clip=clip)
 
     # What comes back.
     told = {"edit_prompt": wish.edit, "edit_background": wish.edit_outside, "keep": keep}

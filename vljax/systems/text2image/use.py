@@ -17,7 +17,7 @@ from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import cosine
-from vljax.request import Picture, is_given, option
+from vljax.request import File, Picture, is_given, option
 from vljax.systems import Result
 from vljax.systems.text2image.families import FAMILIES, Wish
 from vljax.systems.text2image.model import Text2Image, clip_of, make_tokenizer
@@ -57,6 +57,9 @@ class Request:
     width: int | None = option(None, low=8, help="of the pictures (default: config.data)")
     image: Picture | None = option(None, help="begin with this picture")
     mask: Picture | None = option(None, help="draw in --image only here: white inside")
+    concept: tuple[File, ...] = option(
+        (), help="textual inversion: files of words that --prompt may hold"
+    )
     strength: float = option(
         0.8,
         low=0.01,
@@ -127,6 +130,7 @@ def read(model: Text2Image, config: ConfigDict, request: Request) -> Wish:
         image=image,
         mask=mask,
         strength=request.strength,
+        concept=request.concept,
     )
 
 

@@ -41,6 +41,7 @@ class Wish:
         mask: Draw only where it is true.
         strength: How far `image` is noised, as a share of all steps.
         clip_scale: Of guidance by CLIP; 0 for none.
+        concept: Files of words that the text tower learnt, see `vljax.pretrained.concepts`.
     """
 
     texts: tuple[str, ...]
@@ -56,6 +57,7 @@ class Wish:
     mask: np.ndarray | None = None
     strength: float = 1.0
     clip_scale: float | None = None
+    concept: tuple[str, ...] = ()
 
     def filled(self, config: ConfigDict) -> "Wish":
         """With what the config says where nothing was said."""

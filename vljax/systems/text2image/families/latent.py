@@ -23,6 +23,7 @@ from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.stable_diffusion import StableDiffusion, inpainting_network
 from vljax.ops.inside_outside import resize_nearest
 from vljax.ops.pixels import to_pixels, to_unit
+from vljax.pretrained.concepts import with_concepts
 from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage
 from vljax.systems.text2image.model import make_tokenizer
 from vljax.training.stage import Stage
@@ -160,7 +161,7 @@ def draw(
     for name, length in zip(("height", "width"), size, strict=True):
         if length < sd.multiple or length % sd.multiple:
             raise UserError(f"--{name}={length}: give a multiple of {sd.multiple}")
-    tokenizer = make_tokenizer(config)
+    sd, tokenizer = with_concepts(sd, make_tokenizer(config), wish.concept)
     process = make_process(
         config,
         wish.steps or "",
@@ -193,7 +194,7 @@ FAMILY = Family(
     heeds=frozenset(
         {
             *("negative", "guidance_scale", "sampler", "steps"),
-            *("height", "width", "image", "mask", "strength"),
+            *("height", "width", "image", "mask", "strength", "concept"),
         }
     ),
     stages=stages,

@@ -1,0 +1,93 @@
+"""Concepts that a text tower learnt as words of its own: textual inversion's files, read and used.
+
+Gal et al., *An Image is Worth One Word* (2022). A file is what diffusers calls `learned_embeds`,
+safetensors or `.bin`: a tensor [d], or [n d] of several vectors, under the word that stands for the
+concept, such as "<cat-toy>"; or the web interface's `.safetensors`, `emb_params` [n d], where the
+file's name is the word.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from vljax.data.text.tokenizers import Tokenizer
+from vljax.errors import UserError
+from vljax.models.stable_diffusion import StableDiffusion
+from vljax.pretrained.checkpoint import read_tensors, write_tensors
+
+
+class Concept(NamedTuple):
+    """A word and what the text tower reads in its place.
+
+    Attributes:
+        word: As it stands in prompts.
+        vectors: One or more token embeddings.
+    """
+
+    word: str
+    vectors: Float[np.ndarray, "n d"]
+
+
+def read_concepts(path: str | os.PathLike) -> list[Concept]:
+    """The concepts in a file.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    path, found = Path(path), []
+    for word, tensor in read_tensors(path).items():
+        if tensor.ndim not in (1, 2) or not tensor.size:
+            raise UserError(
+                f"{path}: {word} has the shape {list(tensor.shape)}; give a file of textual "
+                "inversion, whose vectors are [d] or [n, d]"
+            )
+        vectors = np.asarray(tensor, np.float32).reshape(-1, tensor.shape[-1])
+        found.append(Concept(path.stem if word == "emb_params" else word, vectors))
+    if not found:
+        raise UserError(f"{path} holds no concept: give a file of textual inversion")
+    return found
+
+
+def write_concept(path: str | os.PathLike, concept: Concept) -> None:
+    """Write a concept as diffusers' `learned_embeds.safetensors`."""
+    vectors = concept.vectors
+    write_tensors({concept.word: vectors[0] if len(vectors) == 1 else vectors}, Path(path))
+
+
+def with_concepts(
+    sd: StableDiffusion, tokenizer: Tokenizer, paths: Sequence[str | os.PathLike]
+) -> tuple[StableDiffusion, Tokenizer]:
+    """A Stable Diffusion whose prompts may hold the concepts of files; nothing given is changed.
+
+    Args:
+        sd: Its text tower gets a row for each vector, so that another concept of as many vectors
+            compiles nothing.
+        tokenizer: The tower's; the one that comes back knows the words.
+        paths: The files.
+
+    Raises:
+        UserError: a file is none, its vectors do not fit the tower, or a word is there already.
+    """
+    if not paths:
+        return sd, tokenizer
+    table = sd.text_encoder.token_embedding.weight[...]
+    rows = [table]
+    for path in paths:
+        for word, vectors in read_concepts(path):
+            if vectors.shape[1] != table.shape[1]:
+                raise UserError(
+                    f"--concept={path}: the vectors of {word} have {vectors.shape[1]} numbers, "
+                    f"this text tower reads {table.shape[1]}; give a concept that it learnt"
+                )
+            tokenizer = tokenizer.with_word(word, sum(map(len, rows)), len(vectors))
+            rows.append(jnp.asarray(vectors, table.dtype))
+    told = jax.tree.map(lambda leaf: leaf, sd)
+    told.text_encoder.token_embedding.weight = nnx.Param(jnp.concatenate(rows))
+    return told, tokenizer

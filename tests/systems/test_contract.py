@@ -103,3 +103,5 @@ def test_a_stage_reads_what_its_source_gives(recipe):
         example = stage.transform(stage.source[0], np.random.default_rng(config.seed))
         assert example
         assert all(isinstance(value, np.ndarray | np.generic) for value in example.values())
+        # Names that batching takes for itself.
+        assert not example.keys() & {"index", "substituted"}, stage.name

@@ -120,13 +120,15 @@ def checker(config: ConfigDict, vocabulary: PublishedWords, *, held_out: bool = 
         )
     questions = benchmark.questions(("question",), held_out=held_out)
 
-    def checked(index: Any, tokens: Any, points: Any) -> Checked:
+    def checked(*told: Any) -> Checked:
+        # No operation of JAX within a step of JAX: on one core it would wait for itself.
+        index, tokens, points = map(np.asarray, told)
         return together(
             check(
                 scenes.scene(int(i)),
                 questions[int(i)]["question"],
-                vocabulary.decode(np.asarray(words)),
-                np.asarray(map_),
+                vocabulary.decode(words),
+                map_,
                 side,
             )
             for i, words, map_ in zip(index, tokens, points, strict=True)

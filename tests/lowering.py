@@ -22,6 +22,7 @@ from unittest import mock
 import jax
 import numpy as np
 from jax._src.cudnn import fused_attention_stablehlo
+from jax._src.interpreters import mlir
 
 from vljax.training import loop
 from vljax.training.mesh import make_mesh
@@ -44,6 +45,12 @@ def on_cuda(capability=HOPPER):
     def equals(version):
         return capability == tuple(int(part) for part in version.split("."))
 
+    backend_of = mlir.ModuleContext.get_backend
+
+    def backend(context, optional=False):
+        found = backend_of(context, optional=True)
+        return found if found or optional else mock.Mock(platform=context.platforms[0])
+
     with (
         mock.patch.object(attention, "cuda_capability", return_value=capability),
         mock.patch.multiple(
@@ -52,6 +59,8 @@ def on_cuda(capability=HOPPER):
             check_compute_capability=reaches,
             is_cuda_compute_capability_equal=equals,
         ),
+        # A callback to the host asks for the platform's client, which is not here.
+        mock.patch.object(mlir.ModuleContext, "get_backend", backend),
         # Means what None does, and is a part of the key of JAX's caches: what is traced here is
         # used nowhere else, nor the other way round.
         jax.default_matmul_precision("default"),

@@ -41,7 +41,7 @@ from vljax.training.weights import stages_to_train
 ROOT = Path(__file__).parents[2]
 SMALL = (
     *("sdg_ffhq", "shape_guided_coco", "voi_coco", "voi_order_recovery", "cdd_icm_iclevr"),
-    *("pjx_vqax", "pjx_actx", "semani_diff_coco", "semani_trans_cub"),
+    *("pjx_vqax", "pjx_certified", "pjx_actx", "semani_diff_coco", "semani_trans_cub"),
     *("captioner_coco", "text2image_coco", "text2image_pixels_coco", "text2image_tokens_coco"),
     *("text2image_vqvae_coco", "text2image_pixelcnn_coco"),
     *("text2image_variational_coco", "text2image_adversarial_coco", "text2image_unclip_coco"),

@@ -1,7 +1,7 @@
 r"""SeMani-Diff: entity-level manipulation by diffusion; table I on COCO 2014 (512 px).
 
-python -m vljax.train --config configs/semani_diff_coco.py --workdir runs/manipulate
-python -m vljax.generate --config configs/semani_diff_coco.py:/data/coco --out edited \
+    python -m vljax.train --config configs/semani_diff_coco.py --workdir runs/manipulate
+    python -m vljax.generate --config configs/semani_diff_coco.py:/data/coco --out edited \
         --config.pretrained.sd=stable-diffusion-2-inpainting --image photo.jpg \
         --entities masks.json --config.pretrained.clip=ovseg_swinbase_vitL14_ft_mpt.pth \
         --entity horse --text "a brown horse"

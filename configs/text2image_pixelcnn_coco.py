@@ -9,18 +9,15 @@ estimated; of its 1,000 steps only the first 40 have been run here (1.93 to 1.57
 third runs the same small network at 64 px on COCO 2014; it has not been run here.
 """
 
+from functools import partial
+
 from ml_collections import ConfigDict
 
 from vljax.config import on_scenes_without_data
 from vljax.systems import text2image
 
 
-def get_small_config() -> ConfigDict:
-    """The recipe on scenes."""
-    return text2image.get_config("pixelcnn")
-
-
-@on_scenes_without_data(get_small_config)
+@on_scenes_without_data(partial(text2image.get_config, "pixelcnn"))
 def get_config(data_dir: str) -> ConfigDict:
     """The recipe at a published size; `data_dir` holds COCO 2014's photographs and captions."""
     return text2image.get_published_config("pixelcnn", data_dir)

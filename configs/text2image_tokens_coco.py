@@ -9,18 +9,15 @@ pictures of all shapes and colours: the largest object is what was asked for in 
 nats each.
 """
 
+from functools import partial
+
 from ml_collections import ConfigDict
 
 from vljax.config import on_scenes_without_data
 from vljax.systems import text2image
 
 
-def get_small_config() -> ConfigDict:
-    """The recipe on scenes."""
-    return text2image.get_config("tokens")
-
-
-@on_scenes_without_data(get_small_config)
+@on_scenes_without_data(partial(text2image.get_config, "tokens"))
 def get_config(data_dir: str) -> ConfigDict:
     """The recipe at a published size; `data_dir` holds COCO 2014's photographs and captions."""
     return text2image.get_published_config("tokens", data_dir)

@@ -10,18 +10,15 @@ PixelCNN over the published VQGAN's codes of COCO 2014 at 256 px; add
 `--config.pretrained.vqgan=last.ckpt` and `--config.pretrained.clip=FILE`. It has not been run here.
 """
 
+from functools import partial
+
 from ml_collections import ConfigDict
 
 from vljax.config import on_scenes_without_data
 from vljax.systems import text2image
 
 
-def get_small_config() -> ConfigDict:
-    """The recipe on scenes."""
-    return text2image.get_config("vqvae")
-
-
-@on_scenes_without_data(get_small_config)
+@on_scenes_without_data(partial(text2image.get_config, "vqvae"))
 def get_config(data_dir: str) -> ConfigDict:
     """The recipe at a published size; `data_dir` holds COCO 2014's photographs and captions."""
     return text2image.get_published_config("vqvae", data_dir)

@@ -4,14 +4,17 @@
 that each test fails where the method does nothing.
 """
 
+import jax
 import numpy as np
 import pytest
 
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.scenes import CLASSES, oracle
+from vljax.diffusion.noise import example_keys
 from vljax.diffusion.process import make_process
 from vljax.doors import example, open_model, read_workdir
 from vljax.metrics import pointing
+from vljax.metrics.guided import attribute_accuracy
 from vljax.metrics.layout import geneva_score, layout_of
 from vljax.metrics.manipulation import outside_kept, scene_score
 from vljax.metrics.shape import iou_within, oracle_segmenter
@@ -25,6 +28,34 @@ def opened(name):
     config.compilation_cache = ""
     system = load_system(config.system)
     return system, open_model((), system, config, example(name)), config
+
+
+@pytest.fixture(scope="module")
+def sdg():
+    """`drawn(encoder, scale)`: eight pictures of texts, and the share in the colour asked for."""
+    from vljax.systems.sdg.method import Drawing
+
+    system, model, config = opened("sdg")
+    asked = [("circle", "red"), ("square", "blue")] * 4
+    texts = [f"a photo of a {colour} {shape}" for shape, colour in asked]
+    tokens = system.make_tokenizer(config)(texts, config.model.clip.context_length)
+    keys = example_keys(jax.random.key(0), len(asked))
+
+    def drawn(encoder, scale):
+        drawing = Drawing(config, steps="ddim10", encoder=encoder)
+        pictures = np.asarray(drawing(model, keys, {"text": (tokens, np.float32(scale))}))
+        return attribute_accuracy(pictures, asked)["colour right"]
+
+    return drawn
+
+
+def test_a_text_guides_a_model_that_knows_none(sdg):
+    assert sdg("noisy_clip", 100) > sdg("noisy_clip", 0) + 0.4
+
+
+@pytest.mark.slow
+def test_noise_aware_clip_guides_better_than_clean(sdg):
+    assert sdg("noisy_clip", 300) > sdg("clip", 300) + 0.3
 
 
 def test_pjx_points_at_the_evidence():

@@ -23,7 +23,6 @@ from vljax.data.text.vqa import (
     open_asked,
     read_act_x,
     read_nlx,
-    read_pairs,
     read_vqa,
     read_vqa_x,
 )
@@ -100,11 +99,6 @@ class TestReading:
         (nlx,) = open_asked("nlx", folder, "test")
         assert (nlx.id, nlx.answers, nlx.justifications) == ("9000", ("no",), ("no",))
         assert nlx.image == explained.image
-
-    def test_complementary_pairs(self, tmp_path):
-        assert read_pairs(write(tmp_path / "p.json", [[1, 2], [3, 4]])) == [("1", "2"), ("3", "4")]
-        with pytest.raises(UserError, match="no list of pairs"):
-            read_pairs(write(tmp_path / "p.json", [[1, 2], [3]]))
 
     @pytest.mark.parametrize(
         ("name", "split", "told"),

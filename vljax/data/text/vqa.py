@@ -170,19 +170,6 @@ def read_nlx(path: str | os.PathLike[str]) -> list[Asked]:
     ]
 
 
-def read_pairs(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """VQA v2's complementary pairs: two questions alike, of alike pictures, answered differently.
-
-    Raises:
-        UserError: it cannot be read, or is no list of pairs.
-    """
-    told = read_json(path, "give v2_mscoco_<subset>_complementary_pairs.json")
-    pairs = isinstance(told, list) and all(isinstance(p, list) and len(p) == 2 for p in told)
-    if not pairs:
-        raise UserError(f"{path} is no list of pairs: give VQA v2's complementary pairs")
-    return [(str(a), str(b)) for a, b in told]
-
-
 def open_asked(name: str, path: str | os.PathLike[str], split: str) -> list[Asked]:
     """The questions of a split of a published data set.
 

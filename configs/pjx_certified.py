@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vljax.errors import UserError
 from vljax.systems import pjx
-from vljax.systems.pjx.recipe import get_stage_config
+from vljax.training.optimizer import get_stage_config
 
 
 def get_config(data_dir: str | None = None) -> ConfigDict:
@@ -22,5 +22,5 @@ def get_config(data_dir: str | None = None) -> ConfigDict:
         raise UserError(f"{data_dir}: photographs have no known truth to certify by; leave it out")
     config = pjx.get_config()
     config.about = "PJ-X on the embedded scenes, taught by what can be certified: a small recipe."
-    config.stages.certify = get_stage_config(300, learning_rate=3e-4)
+    config.stages.certify = get_stage_config(64, 300, learning_rate=3e-4)
     return config

@@ -54,6 +54,28 @@ def get_optimizer_config(**overrides: float | str) -> ConfigDict:
     return config
 
 
+def get_stage_config(
+    batch_size: int, num_steps: int, *, ema_decay: float = 0.0, **optimizer: Any
+) -> dict[str, Any]:
+    """A stage's fields (`vljax.training.stage.Stage.config`), for a small recipe.
+
+    Args:
+        batch_size: Examples a step, over all devices.
+        num_steps: Its length.
+        ema_decay: Of the averaged weights; 0 for none.
+        **optimizer: Fields of `get_optimizer_config`; where nothing is said the rate warms up over
+            50 steps and falls as a cosine, and gradients are at most 1 long.
+    """
+    usual = {"schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0}
+    return {
+        "batch_size": batch_size,
+        "num_steps": num_steps,
+        "accumulate": 1,
+        "ema_decay": ema_decay,
+        "optimizer": get_optimizer_config(**{**usual, **optimizer}),
+    }
+
+
 def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
     """The rate by step: a linear warm-up, then the schedule over the steps that remain.
 

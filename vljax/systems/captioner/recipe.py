@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
-from vljax.training.optimizer import get_optimizer_config
+from vljax.training.optimizer import get_stage_config
 
 #: The stage in which who writes with a kind of attention learns.
 STAGES = {"soft": "caption", "none": "caption_without_attention"}
@@ -51,27 +51,15 @@ def get_config() -> ConfigDict:
     config.stages = {
         # What a picture shows, to begin with: a trunk that starts from nothing has no photographs
         # behind it.
-        "recognise": get_stage_config(1_500, learning_rate=3e-3),
-        "caption": get_stage_config(1_200, learning_rate=3e-3),
-        "caption_without_attention": get_stage_config(1_200, learning_rate=3e-3),
+        "recognise": get_stage_config(64, 1_500, learning_rate=3e-3, clip_norm=5.0),
+        "caption": get_stage_config(64, 1_200, learning_rate=3e-3, clip_norm=5.0),
+        "caption_without_attention": get_stage_config(64, 1_200, learning_rate=3e-3, clip_norm=5.0),
     }
     config.pretrained = {"trunk": "", "recogniser": "", "soft": "", "none": ""}
     config.samples = {"count": 4}
     config.log.pictures_every = 1000
     config.checkpoint.every = 500
     return config
-
-
-def get_stage_config(num_steps: int, **optimizer: Any) -> dict[str, Any]:
-    """A stage of the small recipe."""
-    fields = {"name": "adamw", "schedule": "cosine", "warmup_steps": 50, "clip_norm": 5.0}
-    return {
-        "batch_size": 64,
-        "num_steps": num_steps,
-        "accumulate": 1,
-        "ema_decay": 0.0,
-        "optimizer": get_optimizer_config(**{**fields, **optimizer}),
-    }
 
 
 def get_published_config(data_dir: str) -> ConfigDict:
@@ -91,8 +79,13 @@ def get_published_config(data_dir: str) -> ConfigDict:
     config.model.update({"embedding": 512, "hidden": 1800, "attention": 512, "dropout_rate": 0.5})
     config.model.dtype = "bfloat16"
     config.penalty = 1.0
-    adam = {"name": "adam", "schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0}
-    config.stages = {"caption": get_stage_config(130_000, learning_rate=2e-4, **adam)}
+    adam: dict[str, Any] = {
+        "name": "adam",
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "clip_norm": 0.0,
+    }
+    config.stages = {"caption": get_stage_config(64, 130_000, learning_rate=2e-4, **adam)}
     config.log.pictures_every = 0
     config.checkpoint.every = 5000
     return config

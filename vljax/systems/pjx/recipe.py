@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
-from vljax.training.optimizer import get_optimizer_config
+from vljax.training.optimizer import get_stage_config
 
 #: What a model is asked: a question about a picture, or what is done in it (no question).
 TASKS = ("question", "activity")
@@ -92,11 +92,11 @@ def get_config() -> ConfigDict:
     config.stages = {
         # What a picture shows, to begin with: a trunk that starts from nothing has no photographs
         # behind it. Colours are known after 300 steps, shapes not before 1,000.
-        "recognise": get_stage_config(2_000, learning_rate=3e-3),
-        "answer": get_stage_config(2_000, learning_rate=3e-3),
-        "explain": get_stage_config(1_200, learning_rate=3e-3),
-        "explain_without_attention": get_stage_config(1_200, learning_rate=3e-3),
-        "describe": get_stage_config(300, learning_rate=3e-3),
+        "recognise": get_stage_config(64, 2_000, learning_rate=3e-3),
+        "answer": get_stage_config(64, 2_000, learning_rate=3e-3),
+        "explain": get_stage_config(64, 1_200, learning_rate=3e-3),
+        "explain_without_attention": get_stage_config(64, 1_200, learning_rate=3e-3),
+        "describe": get_stage_config(64, 300, learning_rate=3e-3),
     }
     config.pretrained = {
         "trunk": "",
@@ -109,18 +109,6 @@ def get_config() -> ConfigDict:
     config.log.pictures_every = 600
     config.checkpoint.every = 600
     return config
-
-
-def get_stage_config(num_steps: int, **optimizer: Any) -> dict[str, Any]:
-    """A stage of the small recipe."""
-    fields = {"name": "adamw", "schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0}
-    return {
-        "batch_size": 64,
-        "num_steps": num_steps,
-        "accumulate": 1,
-        "ema_decay": 0.0,
-        "optimizer": get_optimizer_config(**{**fields, **optimizer}),
-    }
 
 
 def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
@@ -157,18 +145,23 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
         }
     )
     config.ablations = False
-    adam = {"name": "adam", "schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0}
+    adam: dict[str, Any] = {
+        "name": "adam",
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "clip_norm": 0.0,
+    }
     rate = 7e-4
     # MCB's own recipe for the answers; its code for VQA-X was not published.
     config.stages = {
-        "answer": get_stage_config(195_000, learning_rate=rate, **adam),
-        "explain": get_stage_config(50_000, learning_rate=rate, **adam),
+        "answer": get_stage_config(64, 195_000, learning_rate=rate, **adam),
+        "explain": get_stage_config(64, 50_000, learning_rate=rate, **adam),
     }
     if data_name == "vqa_x":
         config.data.answers_from = "vqa_v2"
     if data_name == "act_x":
         config.task = "activity"
-        config.stages = {"joint": get_stage_config(40_000, learning_rate=0.01, **adam)}
+        config.stages = {"joint": get_stage_config(64, 40_000, learning_rate=0.01, **adam)}
     if data_name == "vqa_v2":
         del config.stages["explain"]
     config.log.pictures_every = 0

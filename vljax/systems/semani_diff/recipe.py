@@ -1,11 +1,9 @@
 """The fields of a SeMani-Diff run: the small recipe on scenes, and the published one."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
-from vljax.training.optimizer import get_optimizer_config
+from vljax.training.optimizer import get_stage_config
 
 
 def get_config() -> ConfigDict:
@@ -100,20 +98,12 @@ def get_config() -> ConfigDict:
         "resize": "bilinear",
     }
 
-    def stage(batch_size: int, num_steps: int, ema_decay: float = 0.0, **optimizer: Any) -> dict:
-        fields = {"schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0, **optimizer}
-        return {
-            "batch_size": batch_size,
-            "num_steps": num_steps,
-            "accumulate": 1,
-            "ema_decay": ema_decay,
-            "optimizer": get_optimizer_config(**fields),
-        }
-
     config.stages = {
-        "clip": stage(48, 400, name="muon", learning_rate=3e-3),
-        "autoencoder": stage(16, 600, ema_decay=0.99, learning_rate=3e-3),
-        "inpaint": stage(16, 2200, ema_decay=0.995, name="muon", learning_rate=6e-3, b2=0.99),
+        "clip": get_stage_config(48, 400, name="muon", learning_rate=3e-3),
+        "autoencoder": get_stage_config(16, 600, ema_decay=0.99, learning_rate=3e-3),
+        "inpaint": get_stage_config(
+            16, 2200, ema_decay=0.995, name="muon", learning_rate=6e-3, b2=0.99
+        ),
     }
     config.pretrained = {"sd": "", "clip": "", "base": ""}
     config.samples = {

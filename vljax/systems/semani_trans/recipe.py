@@ -1,5 +1,6 @@
 """The fields of a SeMani-Trans run: a small recipe on scenes, and the published settings."""
 
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -7,7 +8,10 @@ from ml_collections import ConfigDict
 from vljax.config import get_base_config
 from vljax.models import vqgan
 from vljax.models.clip import PUBLISHED
-from vljax.training.optimizer import get_optimizer_config
+from vljax.training.optimizer import get_stage_config
+
+# A stage of the small recipes.
+_stage = functools.partial(get_stage_config, warmup_steps=30)
 
 
 def get_config() -> ConfigDict:
@@ -112,34 +116,20 @@ def get_config() -> ConfigDict:
     }
     muon: dict[str, Any] = {"name": "muon", "learning_rate": 3e-3}
     config.stages = {
-        "clip": get_stage_config(32, 600, name="muon", learning_rate=6e-3),
-        "autoencoder": get_stage_config(8, 800, name="muon", learning_rate=1e-2),
-        "vqgan": get_stage_config(8, 800, ema_decay=0.99, **muon),
-        "pretrain": get_stage_config(32, 800, **muon),
-        "plain": get_stage_config(32, 230, **muon),
-        "language": get_stage_config(32, 80, **muon),
-        "vision": get_stage_config(32, 150, **muon),
-        "parallel": get_stage_config(32, 400, **muon),
+        "clip": _stage(32, 600, name="muon", learning_rate=6e-3),
+        "autoencoder": _stage(8, 800, name="muon", learning_rate=1e-2),
+        "vqgan": _stage(8, 800, ema_decay=0.99, **muon),
+        "pretrain": _stage(32, 800, **muon),
+        "plain": _stage(32, 230, **muon),
+        "language": _stage(32, 80, **muon),
+        "vision": _stage(32, 150, **muon),
+        "parallel": _stage(32, 400, **muon),
     }
     config.pretrained = {"vqgan": "", "transformer": "", "parallel": "", "clip": "", "aligner": ""}
     config.pretrained.lpips = ""
     config.log.pictures_every = 500
     config.checkpoint.every = 500
     return config
-
-
-def get_stage_config(
-    batch_size: int, num_steps: int, ema_decay: float = 0.0, **optimizer: Any
-) -> dict[str, Any]:
-    """A stage of the small recipe."""
-    fields = {"schedule": "cosine", "warmup_steps": 30, "clip_norm": 1.0, **optimizer}
-    return {
-        "batch_size": batch_size,
-        "num_steps": num_steps,
-        "accumulate": 1,
-        "ema_decay": ema_decay,
-        "optimizer": get_optimizer_config(**fields),
-    }
 
 
 # Pictures to train on, and steps of an epoch at batch 96.
@@ -199,7 +189,7 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
         "warmup_steps": 1000,
         "patience": 10 * (_SIZES[data_name] // _BATCH),
     }
-    stage = get_stage_config(_BATCH, steps, **adamw)
+    stage = _stage(_BATCH, steps, **adamw)
     config.stages = dict.fromkeys(("language", "vision", "parallel"), stage)
     config.log.pictures_every = 5000
     config.checkpoint.every = 5000

@@ -1,11 +1,9 @@
 """The fields of a Shape-Guided Diffusion run: the small recipe on scenes, and the published one."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
-from vljax.training.optimizer import get_optimizer_config
+from vljax.training.optimizer import get_stage_config
 
 
 def get_config() -> ConfigDict:
@@ -89,26 +87,16 @@ def get_config() -> ConfigDict:
     # the squared error, both per value of a picture.
     config.autoencoder = {"kl_weight": 3e-4}
 
-    def stage(batch_size: int, num_steps: int, ema_decay: float = 0.0, **optimizer: Any) -> dict:
-        fields = {"schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0, **optimizer}
-        return {
-            "batch_size": batch_size,
-            "num_steps": num_steps,
-            "accumulate": 1,
-            "ema_decay": ema_decay,
-            "optimizer": get_optimizer_config(**fields),
-        }
-
     def denoiser(num_steps: int) -> dict:
         muon = {"name": "muon", "learning_rate": 6e-3, "b2": 0.99}
-        return stage(16, num_steps, ema_decay=0.995, **muon)
+        return get_stage_config(16, num_steps, ema_decay=0.995, **muon)
 
     config.stages = {
-        "clip": stage(64, 400, name="muon", learning_rate=3e-3),
-        "autoencoder": stage(16, 1000, ema_decay=0.99, learning_rate=3e-3),
+        "clip": get_stage_config(64, 400, name="muon", learning_rate=3e-3),
+        "autoencoder": get_stage_config(16, 1000, ema_decay=0.99, learning_rate=3e-3),
         "diffusion": denoiser(3000),
         "inpaint": denoiser(500),
-        "segmenter": stage(32, 400, name="muon", learning_rate=3e-3),
+        "segmenter": get_stage_config(32, 400, name="muon", learning_rate=3e-3),
     }
     config.pretrained = {"sd": "", "inpaint": ""}
     # How a picture is inverted and generated; the captions drawn during training likewise.

@@ -1,5 +1,6 @@
 """The fields of a text-to-picture run: small recipes on scenes and published ones, by family."""
 
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -8,7 +9,7 @@ from vljax.config import get_base_config
 from vljax.errors import UserError
 from vljax.models import glide, vqgan
 from vljax.models.clip import PUBLISHED
-from vljax.training.optimizer import get_optimizer_config
+from vljax.training.optimizer import get_stage_config
 
 #: What draws: see `vljax.systems.text2image.families`.
 FAMILIES = (
@@ -30,6 +31,9 @@ _CLIP = {
     "vision_layers": 2,
     "vision_width": 64,
 }
+
+# A stage of the small recipes.
+_stage = functools.partial(get_stage_config, name="muon")
 
 
 def get_config(family: str = "latent") -> ConfigDict:
@@ -116,7 +120,7 @@ def get_config(family: str = "latent") -> ConfigDict:
     config.pretrained = {"clip": ""}
     config.log.pictures_every = 500
     config.checkpoint.every = 500
-    stages: dict[str, Any] = {"clip": get_stage_config(64, 400, learning_rate=3e-3)}
+    stages: dict[str, Any] = {"clip": _stage(64, 400, learning_rate=3e-3)}
     _RECIPES[family](config, stages)
     config.stages = stages
     return config
@@ -130,20 +134,6 @@ def check_family(family: str) -> None:
     """
     if family not in FAMILIES:
         raise UserError(f"--config.family={family}: choose one of {', '.join(FAMILIES)}")
-
-
-def get_stage_config(
-    batch_size: int, num_steps: int, ema_decay: float = 0.0, **optimizer: Any
-) -> dict[str, Any]:
-    """A stage of the small recipes."""
-    fields = {"name": "muon", "schedule": "cosine", "warmup_steps": 50, "clip_norm": 1.0}
-    return {
-        "batch_size": batch_size,
-        "num_steps": num_steps,
-        "accumulate": 1,
-        "ema_decay": ema_decay,
-        "optimizer": get_optimizer_config(**{**fields, **optimizer}),
-    }
 
 
 def _latent(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -172,10 +162,8 @@ def _latent(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.model.text_encoder = config.model.clip
     config.model.clip = {}
     config.pretrained.update({"sd": "", "inpaint": ""})
-    stages["autoencoder"] = get_stage_config(
-        16, 1000, ema_decay=0.99, name="adamw", learning_rate=3e-3
-    )
-    stages["diffusion"] = get_stage_config(16, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
+    stages["autoencoder"] = _stage(16, 1000, ema_decay=0.99, name="adamw", learning_rate=3e-3)
+    stages["diffusion"] = _stage(16, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
 
 
 def _pixels(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -203,7 +191,7 @@ def _pixels(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.samples.update({"sampler": "ddpm", "steps": "50"})
     config.pretrained.glide = ""
     # Stage `upsampler` is there where the part is, see `with_upsampler`.
-    stages["diffusion"] = get_stage_config(8, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
+    stages["diffusion"] = _stage(8, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
 
 
 _CODES = {
@@ -223,8 +211,8 @@ _CODES = {
 
 def _code_stages() -> dict[str, Any]:
     return {
-        "autoencoder": get_stage_config(8, 800, learning_rate=1e-2),
-        "vqgan": get_stage_config(8, 800, ema_decay=0.99, learning_rate=3e-3),
+        "autoencoder": _stage(8, 800, learning_rate=1e-2),
+        "vqgan": _stage(8, 800, ema_decay=0.99, learning_rate=3e-3),
     }
 
 
@@ -243,7 +231,7 @@ def with_upsampler(config: ConfigDict, side: int = 64) -> ConfigDict:
         "attention_resolutions": (8,),
     }
     config.pretrained.upsampler = ""
-    config.stages.upsampler = get_stage_config(4, 1000, ema_decay=0.99, learning_rate=6e-3, b2=0.99)
+    config.stages.upsampler = _stage(4, 1000, ema_decay=0.99, learning_rate=6e-3, b2=0.99)
     return config
 
 
@@ -262,7 +250,7 @@ def _tokens(config: ConfigDict, stages: dict[str, Any]) -> None:
     }
     config.pretrained.update({"vqgan": "", "transformer": ""})
     stages.update(_code_stages())
-    stages["transformer"] = get_stage_config(32, 1200, learning_rate=3e-3)
+    stages["transformer"] = _stage(32, 1200, learning_rate=3e-3)
 
 
 _MASKED = {"kernel": 5, "value_features": 8, "dtype": "float32"}
@@ -278,7 +266,7 @@ def _vqvae(config: ConfigDict, stages: dict[str, Any]) -> None:
     }
     config.pretrained.update({"vqgan": "", "prior": ""})
     stages.update(_code_stages())
-    stages["prior"] = get_stage_config(32, 1500, ema_decay=0.99, learning_rate=3e-3)
+    stages["prior"] = _stage(32, 1500, ema_decay=0.99, learning_rate=3e-3)
 
 
 def _pixelcnn(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -289,7 +277,7 @@ def _pixelcnn(config: ConfigDict, stages: dict[str, Any]) -> None:
         **{"first_kernel": 7, "features": 48, "layers": 5, "head_features": 96},
     }
     config.pretrained.pixelcnn = ""
-    stages["pixelcnn"] = get_stage_config(16, 1000, ema_decay=0.99, learning_rate=3e-3)
+    stages["pixelcnn"] = _stage(16, 1000, ema_decay=0.99, learning_rate=3e-3)
 
 
 _PICTURES = {"widths": (32, 64, 96), "norm_groups": 8}
@@ -299,7 +287,7 @@ def _variational(config: ConfigDict, stages: dict[str, Any]) -> None:
     """A text-conditional variational autoencoder (Kingma & Welling 2014; Sohn et al. 2015)."""
     config.model.vae = {"latents": 64, **_PICTURES}
     config.pretrained.vae = ""
-    stages["variational"] = get_stage_config(32, 2000, ema_decay=0.99, learning_rate=3e-3)
+    stages["variational"] = _stage(32, 2000, ema_decay=0.99, learning_rate=3e-3)
 
 
 def _unclip(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -315,7 +303,7 @@ def _unclip(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.diffusion.update({"schedule": "cosine", "prediction": "x0"})
     config.samples.update({"steps": "25", "guidance_scale": 0.0})
     config.pretrained.unclip = ""
-    stages["prior"] = get_stage_config(64, 1000, ema_decay=0.99, learning_rate=3e-3)
+    stages["prior"] = _stage(64, 1000, ema_decay=0.99, learning_rate=3e-3)
 
 
 def _adversarial(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -323,8 +311,14 @@ def _adversarial(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.model.generator = {"latents": 64, "condition": 64, **_PICTURES}
     config.model.discriminator = {**_PICTURES}
     config.pretrained.update({"generator": "", "discriminator": ""})
-    adam = {"name": "adam", "b1": 0.0, "b2": 0.99, "schedule": "constant", "clip_norm": 0.0}
-    stages["adversarial"] = get_stage_config(16, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
+    adam: dict[str, Any] = {
+        "name": "adam",
+        "b1": 0.0,
+        "b2": 0.99,
+        "schedule": "constant",
+        "clip_norm": 0.0,
+    }
+    stages["adversarial"] = _stage(16, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
 
 
 _RECIPES = {
@@ -406,7 +400,7 @@ def _published_codes(config: ConfigDict) -> None:
         config.model.transformer.update({"features": 512, "layers": 24, "heads": 8})
         config.model.transformer.update({"head_channels": 64, "text_length": 76})
         config.model.transformer.update({"remat": "keep_products", "dtype": "bfloat16"})
-        config.stages.transformer = get_stage_config(96, 400_000, **adamw)
+        config.stages.transformer = _stage(96, 400_000, **adamw)
     else:
         config.model.pixelcnn.update({"features": 256, "layers": 12, "dtype": "bfloat16"})
-        config.stages.prior = get_stage_config(96, 400_000, ema_decay=0.999, **adamw)
+        config.stages.prior = _stage(96, 400_000, ema_decay=0.999, **adamw)

@@ -66,6 +66,18 @@ class StableDiffusion(nnx.Module):
         """What the sides of a picture must divide by."""
         return self.shrink * 2 ** (len(self.unet.down_blocks) - 1)
 
+    def check_side(self, side: int) -> None:
+        """Refuse pictures that it cannot draw.
+
+        Raises:
+            UserError: `side`, `data.image_size` of a run, does not divide by `multiple`.
+        """
+        if side % self.multiple:
+            raise UserError(
+                f"--config.data.image_size={side} does not divide by {self.multiple}: choose a "
+                "multiple"
+            )
+
     @property
     def tokens(self) -> int:
         """Length of the context."""

@@ -23,7 +23,7 @@ from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.layers import Linear
 from vljax.ops.pixels import to_unit
-from vljax.ops.similarity import clip_scale, contrastive_loss, normalise
+from vljax.ops.similarity import contrastive_loss, normalise
 from vljax.systems.cdd_icm.method import Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import (
     CDDICM,
@@ -39,6 +39,7 @@ from vljax.systems.cdd_icm.model import (
     read,
     without,
 )
+from vljax.training.contrast import clip_loss
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 
@@ -82,7 +83,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         found.append(
             Stage(
                 name="clip",
-                loss=clip_loss,
+                loss=clip_loss(lambda model: model.clip, "target"),
                 train=[(r"clip\.(?!.*running_)", 1.0)],
                 source=Turns(benchmark.dialogues(), first=_TOLD_TURNS),
                 transform=turn_transform(tokenizer, length, config.data.image_size),
@@ -144,14 +145,6 @@ def turn_transform(tokenizer: Tokenizer, length: int, size: int) -> Transform:
 
 
 # Losses ------------------------------------------------------------------------------------------
-
-
-def clip_loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
-    """CLIP's contrast (Radford et al. 2021) of pictures and what was last said to draw them."""
-    images = model.clip.encode_image(to_unit(batch["target"]))
-    texts = model.clip.encode_text(batch["tokens"])
-    scale = clip_scale(model.clip.logit_scale[...])
-    return contrastive_loss(images, texts, scale), {"scale": scale}
 
 
 def icm_loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:

@@ -23,6 +23,7 @@ from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss, cosine
 from vljax.systems.sdg.method import Drawing
 from vljax.systems.sdg.model import SDG, is_guided, make_tokenizer
+from vljax.training.contrast import clip_loss
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 
@@ -56,7 +57,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         found.append(
             Stage(
                 name="clip",
-                loss=clip_loss,
+                loss=clip_loss(lambda model: model.clip),
                 train=[(r"clip\.(?!.*running_)", 1.0)],
                 source=benchmark.pictures(("image", "captions")),
                 transform=captioned(make_tokenizer(config), config.model.clip.context_length),
@@ -96,14 +97,6 @@ def diffusion_loss(config: ConfigDict) -> Callable:
         return denoising_loss(process, denoiser, x0, keys, timesteps, per_example)
 
     return loss
-
-
-def clip_loss(model: SDG, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
-    """CLIP's contrast of pictures and texts over the whole batch (Radford et al. 2021)."""
-    images = model.clip.encode_image(to_unit(batch["image"]))
-    texts = model.clip.encode_text(batch["tokens"])
-    scale = clip_scale(model.clip.logit_scale[...])
-    return contrastive_loss(images, texts, scale), {"scale": scale}
 
 
 def start_noisy_clip(model: SDG, config: ConfigDict) -> SDG:

@@ -119,11 +119,7 @@ def judge(model: SemaniDiff, config: ConfigDict, judging: Judging) -> Report:
     Raises:
         UserError: an option cannot be, or the data is not there.
     """
-    if config.data.image_size % model.sd.multiple:
-        raise UserError(
-            f"--config.data.image_size={config.data.image_size} does not divide by "
-            f"{model.sd.multiple}: choose a multiple"
-        )
+    model.sd.check_side(config.data.image_size)
     return _Jury(model, config, judging).report()
 
 

@@ -155,11 +155,7 @@ def judge(model: ShapeGuided, config: ConfigDict, judging: Judging) -> Report:
     Raises:
         UserError: an option cannot be, or the data is not there.
     """
-    if config.data.image_size % model.sd.multiple:
-        raise UserError(
-            f"--config.data.image_size={config.data.image_size} does not divide by "
-            f"{model.sd.multiple}: choose a multiple"
-        )
+    model.sd.check_side(config.data.image_size)
     clip = find_clip(model, judging.clip)
     lacking = {n: one.needs[1] for n, one in METHODS.items() if one.lacks(model, clip)}
     for name in judging.methods or ():

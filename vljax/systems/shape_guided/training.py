@@ -23,13 +23,12 @@ from vljax.diffusion.process import make_process
 from vljax.diffusion.samplers import ddim
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
-from vljax.models.clip import CLIP
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.control import drop_keys
 from vljax.models.stable_diffusion import inpainting_network, widened, with_and_without
 from vljax.ops.pixels import to_pixels, to_unit
-from vljax.ops.similarity import clip_scale, contrastive_loss
 from vljax.systems.shape_guided.model import ShapeGuided, make_tokenizer
+from vljax.training.contrast import clip_loss
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 
@@ -78,7 +77,13 @@ def stages(config: ConfigDict) -> list[Stage]:
         )
 
     listed = [
-        stage("clip", clip_loss, r"sd\.text_encoder\.", pictures, words),
+        stage(
+            "clip",
+            clip_loss(lambda model: model.sd.text_encoder),
+            r"sd\.text_encoder\.",
+            pictures,
+            words,
+        ),
         stage("autoencoder", autoencoder_loss(config), r"sd\.vae\.", pictures, words),
         stage("diffusion", diffusion_loss(config), r"sd\.unet\.", pictures, dropped(words)),
     ]
@@ -90,15 +95,6 @@ def stages(config: ConfigDict) -> list[Stage]:
         named = named_object(tokenizer, config.model.segmenter.context_length)
         listed.append(stage("segmenter", segmenter_loss, r"segmenter\.", masked, named))
     return listed
-
-
-def clip_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
-    """CLIP's contrastive loss, the temperature learned (Radford et al. 2021, figure 3)."""
-    clip = model.sd.text_encoder
-    assert isinstance(clip, CLIP)
-    scale = clip_scale(clip.logit_scale[...])
-    pictures = clip.encode_image(to_unit(batch["image"]))
-    return contrastive_loss(pictures, clip.encode_text(batch["tokens"]), scale), {"scale": scale}
 
 
 def autoencoder_loss(config: ConfigDict) -> Callable:

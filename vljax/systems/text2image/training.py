@@ -4,9 +4,10 @@ from ml_collections import ConfigDict
 
 from vljax.errors import UserError
 from vljax.systems.text2image.families import FAMILIES
-from vljax.systems.text2image.families.family import clip_loss, make_stage
-from vljax.systems.text2image.model import needs_clip
+from vljax.systems.text2image.families.family import make_stage
+from vljax.systems.text2image.model import clip_of, needs_clip
 from vljax.systems.text2image.recipe import check_family
+from vljax.training.contrast import clip_loss
 from vljax.training.stage import Stage
 
 
@@ -29,7 +30,9 @@ def stages(config: ConfigDict) -> list[Stage]:
     if "clip" in config.stages:
         tower = config.model.clip or config.model.text_encoder
         part = r"clip\." if config.model.clip else r"sd\.text_encoder\."
-        listed.append(make_stage(config, "clip", clip_loss, [(part, 1.0)], tower.context_length))
+        listed.append(
+            make_stage(config, "clip", clip_loss(clip_of), [(part, 1.0)], tower.context_length)
+        )
     elif needs_clip(config) and not config.pretrained.clip:
         raise UserError("no CLIP is trained: give one with --config.pretrained.clip=FILE")
     listed += FAMILIES[config.family].stages(config)

@@ -15,10 +15,7 @@ from vljax.data.pictures.images import image_grid, image_transform, resize_and_c
 from vljax.data.source import Source, Transform
 from vljax.data.text.tokenizers import Tokenizer, captioned, with_dropped_text
 from vljax.errors import UserError
-from vljax.models.clip import CLIP
-from vljax.ops.pixels import to_unit
-from vljax.ops.similarity import clip_scale, contrastive_loss
-from vljax.systems.text2image.model import clip_of, embed_texts, make_tokenizer
+from vljax.systems.text2image.model import embed_texts, make_tokenizer
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 
@@ -176,15 +173,6 @@ def make_stage(
         pictures=pictures,
         start=start,
     )
-
-
-def clip_loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
-    """CLIP's contrastive loss, the temperature learned (Radford et al. 2021, figure 3)."""
-    clip = clip_of(model)
-    assert isinstance(clip, CLIP)
-    scale = clip_scale(clip.logit_scale[...])
-    pictures = clip.encode_image(to_unit(batch["image"]))
-    return contrastive_loss(pictures, clip.encode_text(batch["tokens"]), scale), {"scale": scale}
 
 
 def told(model: Any, tokens: Array) -> Float[Array, "b e"]:

@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
     files.write(folder / "weights" / "stages.json", json.dumps(stages, indent=1) + "\n")
     config = run.config.copy_and_resolve_references()
     config.compilation_cache = files.CACHE  # the reader's own, wherever this run had its
+    config.pretrained = dict.fromkeys(config.pretrained, "")  # all weights are the example's
     files.write(folder / "config.json", to_json(config) + "\n")
     commit = f" at commit {asked.commit}" if asked.commit else ""
     files.write(

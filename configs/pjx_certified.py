@@ -9,10 +9,6 @@ that decides the answer (`vljax.systems.pjx.certificate`). The last stage asks t
 and so runs in one process. Expected on scenes, one seed, 500 examples, 6 CPU minutes with judging
 after the 20 of `pjx_vqax.py`: sentences true of the scene 73 % (43 before, 65 copied by question
 and answer), CIDEr 384 (367), certified in all three ways 28 % (23).
-
-Expected on scenes, one seed, 500 examples, 8 CPU minutes after the 15 of `pjx_vqax.py`: sentences
-true of the scene 73 % (43 before, 65 copied by question and answer), CIDEr 384 (367), certified in
-all three ways 28 % (23).
 """
 
 from ml_collections import ConfigDict

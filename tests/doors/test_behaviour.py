@@ -84,9 +84,9 @@ def test_a_dialogue_is_drawn():
     from vljax.systems.cdd_icm.method import Drawing, read_dialogues
 
     _, model, config = opened("cdd_icm")
-    given = read_dialogues(config, 20)
+    given = read_dialogues(config, 12)
     first = given._replace(pictures=given.pictures[:, :2], tokens=given.tokens[:, :2])
-    drawn = Drawing(config, steps="ddim10", icm=0.0).dialogues(model, 0, first, 20)[:, 1]
+    drawn = Drawing(config, steps="ddim8", icm=0.0).dialogues(model, 0, first, 12)[:, 1]
     size = drawn.shape[1:3]
     seen, meant = (
         [layout_of(oracle.detect(one), len(CLASSES), size) for one in pictures]
@@ -128,7 +128,7 @@ def test_attention_inside_and_outside_keeps_the_shape():
     from vljax.systems.shape_guided.evaluation import TRIALS, Judging, _make_pictures, open_edits
 
     _, model, config = opened("shape_guided")
-    edits = open_edits(config, 10)
+    edits = open_edits(config, 6)
     trials = [
         one
         for one in TRIALS
@@ -138,7 +138,7 @@ def test_attention_inside_and_outside_keeps_the_shape():
     made = _make_pictures(
         model,
         config,
-        Judging(steps="8", batch_size=10),
+        Judging(steps="6", batch_size=6),
         edits,
         {"given": edits.shape},
         trials,

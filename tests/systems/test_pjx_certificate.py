@@ -88,9 +88,9 @@ def test_words_that_are_rewarded_become_likelier(monkeypatch):
         return loss(whole, batch, key)
 
     step = jax.jit(jax.value_and_grad(of, has_aux=True))
-    optimizer, rewards = optax.adam(0.05), []
+    optimizer, rewards = optax.adam(0.08), []
     state = optimizer.init(explainer)
-    for i in range(40):
+    for i in range(30):
         (_, metrics), gradient = step(explainer, jax.random.key(i))
         rewards.append(float(metrics["reward"]))
         updates, state = optimizer.update(gradient, state)

@@ -49,6 +49,20 @@ Latents = Float[Array, "b h w c"] | Float[Array, "n+1 b h w c"]
 S = TypeVar("S", bound=PyTree)
 
 
+def check_sampler(sampler: str, field: str = "sampler") -> None:
+    """Refuse a name that is none of `SAMPLERS`.
+
+    Args:
+        sampler: The name.
+        field: Where it was given.
+
+    Raises:
+        UserError: It is none.
+    """
+    if sampler not in SAMPLERS:
+        raise UserError(f"{field}={sampler!r}: choose one of {', '.join(SAMPLERS)}")
+
+
 def sample(
     sampler: str,
     process: Process,
@@ -79,6 +93,7 @@ def sample(
     Raises:
         UserError: The sampler is none of `SAMPLERS`.
     """
+    check_sampler(sampler)
     bent: dict[str, Any] = {
         "clip": clip,
         "guidance": guidance,
@@ -90,9 +105,7 @@ def sample(
     if sampler == "ddim":
         drawn = None if isinstance(eta, int | float) and eta == 0 else keys
         return ddim(process, denoiser, x_T, eta=eta, keys=drawn, **bent)
-    if sampler == "dpm_solver":
-        return dpm_solver_pp_2m(process, denoiser, x_T, **bent)
-    raise UserError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    return dpm_solver_pp_2m(process, denoiser, x_T, **bent)
 
 
 def ddpm(

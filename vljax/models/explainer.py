@@ -26,6 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vljax.errors import UserError
+from vljax.models import decoding
 from vljax.models.fusion import xavier_linear
 from vljax.models.layers import dropout
 from vljax.models.question import BOUND, WordVectors, uniform_lstm
@@ -192,6 +193,38 @@ class Explainer(nnx.Module):
         fused = self._fused(first[0][:, None], cache.cause)[:, 0]
         second = self.exp_lstm2.step(fused, cache.states[1])
         return self._log_probs(second[0]), cache._replace(states=(first, second))
+
+    def write(
+        self,
+        cause: Float[Array, "b q"],
+        keys: Key[Array, " b"],
+        length: int,
+        end: int,
+        *,
+        temperature: float | Float[Array, ""] = 0.0,
+        top_p: float | Float[Array, ""] = 1.0,
+    ) -> decoding.Decoded:
+        """Draw words, each row by its own key; see `vljax.models.decoding.sample`.
+
+        Args:
+            cause: f^X, from `explain`.
+            keys: One a row.
+            length: Most words; static.
+            end: The word that ends a justification, and begins it; static.
+            temperature: 0 takes the most probable word.
+            top_p: Draw from this share.
+        """
+        return decoding.sample(
+            self.step,
+            self.start(cause),
+            jnp.full(len(cause), end),
+            length,
+            keys,
+            end=end,
+            pad=end,
+            temperature=temperature,
+            top_p=top_p,
+        )
 
     def __call__(
         self,

@@ -89,8 +89,8 @@ class Tokenizer:
         """A tokenizer that also knows a word of its own, as it stands, for `count` tokens.
 
         Args:
-            word: Such as "<cat-toy>"; its further tokens are "<cat-toy>_1" and so on.
-            index: Of its first token: how many rows the table of embeddings had.
+            word: Such as "<cat-toy>".
+            index: Of its first token, which the others follow: how many rows the embeddings had.
             count: Tokens that it stands for.
 
         Raises:
@@ -100,9 +100,11 @@ class Tokenizer:
             raise UserError(f"{word!r} is a word of the vocabulary: give the concept another")
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         backend.add_tokens([tokenizers.AddedToken(word, normalized=False)])
+        place = backend.token_to_id(word)
+        assert place is not None
         more = copy.copy(self)
         more._backend = backend
-        more._own = {**self._own, len(backend.get_vocab()) - 1: [*range(index, index + count)]}
+        more._own = {**self._own, place: [*range(index, index + count)]}
         return more
 
     def __call__(
@@ -169,7 +171,9 @@ class Tokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         # One by one: the library's threads do not survive the forks of a data pipeline.
-        encoded = (self._backend.encode(text, add_special_tokens=False).ids for text in texts)
+        encoded = [self._backend.encode(text, add_special_tokens=False).ids for text in texts]
+        if not self._own:
+            return encoded
         return [[i for one in ids for i in self._own.get(one, [one])] for ids in encoded]
 
     def decode(self, tokens: Int[np.ndarray, "b length"]) -> list[str]:

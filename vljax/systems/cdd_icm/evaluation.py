@@ -69,7 +69,7 @@ class Judging:
     candidates: int = option(
         1, low=1, high=64, help="pictures drawn a turn, of which the best by ICM stays"
     )
-    text_scale: float | None = option(None, help="classifier-free guidance, 1 for none")
+    text_scale: float | None = option(None, help="classifier-free, 1 for none (config.guidance)")
     icm_scale: float | None = option(
         None, low=0.0, help="ICM guidance, 0 for none (config.guidance)"
     )

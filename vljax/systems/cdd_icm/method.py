@@ -32,7 +32,7 @@ from vljax.diffusion.noise import example_keys, start_noise
 from vljax.diffusion.process import Denoiser as Denoising
 from vljax.diffusion.process import Guidance, Process, make_process, split_output
 from vljax.diffusion.progress import Progress, progress_bar
-from vljax.diffusion.samplers import SAMPLERS, sample
+from vljax.diffusion.samplers import check_sampler, sample
 from vljax.errors import UserError
 from vljax.models.unet import KeyValue
 from vljax.ops.pixels import to_pixels, to_unit
@@ -283,10 +283,7 @@ class Drawing:
         keep: float = 0.0,
     ) -> None:
         self.sampler, self.steps = sampler or config.samples.sampler, steps or config.samples.steps
-        if self.sampler not in SAMPLERS:
-            raise UserError(
-                f"samples.sampler={self.sampler!r}: choose one of {', '.join(SAMPLERS)}"
-            )
+        check_sampler(self.sampler, "samples.sampler")
         if icm and not has_noisy(config):
             raise UserError(
                 f"--icm_scale={icm:g}: this run learnt no ICM guidance; give 0, or train with "

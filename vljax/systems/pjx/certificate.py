@@ -10,6 +10,7 @@ words are drawn, and their probability rises by as much as their reward exceeds 
 that are taken greedily. Scenes are read on the host, in the middle of the step.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ from vljax.data.scenes.truth import read
 from vljax.data.text.published import PublishedWords
 from vljax.errors import UserError
 from vljax.metrics.pointing import pointing_game
-from vljax.models import decoding
 from vljax.models.explainer import explanation_loss
 from vljax.systems.pjx.model import PJX, answer, features_of
 from vljax.systems.pjx.words import Words
@@ -120,17 +120,15 @@ def checker(config: ConfigDict, vocabulary: PublishedWords, *, held_out: bool = 
         )
     questions = benchmark.questions(("question",), held_out=held_out)
 
+    @functools.lru_cache(maxsize=1024)  # drawn and greedy words are of the same scenes
+    def known(i: int) -> tuple[Scene, str]:
+        return scenes.scene(i), questions[i]["question"]
+
     def checked(*told: Any) -> Checked:
         # No operation of JAX within a step of JAX: on one core it would wait for itself.
         index, tokens, points = map(np.asarray, told)
         return together(
-            check(
-                scenes.scene(int(i)),
-                questions[int(i)]["question"],
-                vocabulary.decode(words),
-                map_,
-                side,
-            )
+            check(*known(int(i)), vocabulary.decode(words), map_, side)
             for i, words, map_ in zip(index, tokens, points, strict=True)
         )
 
@@ -173,20 +171,10 @@ def certified_loss(config: ConfigDict, words: Words) -> Callable:
         assert explainer is not None
         cause, points = explainer.explain(encoded, given)
         keys = jax.random.split(key, len(given))
-        first = jnp.full(len(given), end)
 
         def write(temperature: float) -> Int[Array, "b t"]:
-            cache = jax.lax.stop_gradient(explainer.start(cause))
-            return decoding.sample(
-                explainer.step,
-                cache,
-                first,
-                length,
-                keys,
-                end=end,
-                pad=end,
-                temperature=temperature,
-            ).tokens
+            told = jax.lax.stop_gradient(cause)
+            return explainer.write(told, keys, length, end, temperature=temperature).tokens
 
         drawn, greedy = write(1.0), write(0.0)
         rewards = []
@@ -195,7 +183,7 @@ def certified_loss(config: ConfigDict, words: Words) -> Callable:
             seen = jax.pure_callback(checked, _like(batch), *jax.lax.stop_gradient(told))
             rewards.append(certify(model, batch, given, seen))
         gain = jax.lax.stop_gradient(rewards[0].reward - rewards[1].reward)
-        log_p = explainer(cause, jnp.concatenate([first[:, None], drawn[:, :-1]], axis=1))
+        log_p = explainer(cause, jnp.pad(drawn[:, :-1], ((0, 0), (1, 0)), constant_values=end))
         picked = jnp.take_along_axis(log_p, drawn[..., None], axis=-1)[..., 0]
         ended = jnp.cumsum(drawn == end, axis=1) - (drawn == end)
         word_loss = explanation_loss(explainer, encoded, batch)

@@ -164,22 +164,12 @@ def explain(
         one = jax.nn.one_hot(chosen, shares.shape[1])
         meant = jnp.where((given < 0)[:, None], shares, one)
     cause, points = explainer.explain(encoded, meant)
-    cache, first = explainer.start(cause), jnp.full(len(chosen), end)
     if beams > 1:
+        cache, first = explainer.start(cause), jnp.full(len(chosen), end)
         found = decoding.beam_search(explainer.step, cache, first, length, beams, end=end, pad=end)
         tokens, log_prob = found.tokens[:, 0], found.log_prob[:, 0]
     else:
-        drawn = decoding.sample(
-            explainer.step,
-            cache,
-            first,
-            length,
-            keys,
-            end=end,
-            pad=end,
-            temperature=temperature,
-            top_p=top_p,
-        )
+        drawn = explainer.write(cause, keys, length, end, temperature=temperature, top_p=top_p)
         tokens, log_prob = drawn.tokens, drawn.log_prob
     return Explained(shares, chosen, said.attention, points, tokens, log_prob)
 

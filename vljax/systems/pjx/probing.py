@@ -107,6 +107,7 @@ def certificates(
     assert judged.scenes is not None
     given = np.asarray(ours.answer)
     found: list[Certificate] = []
+    certified = jax.jit(certify)
     for first, arrays in batches(judged.arrays, size):
         count = min(size, len(judged.arrays) - first)
         places = [first + min(k, count - 1) for k in range(size)]
@@ -121,7 +122,7 @@ def certificates(
             for i in places
         )
         batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
-        told = jax.jit(certify)(model, batch, given[places], seen)
+        told = certified(model, batch, given[places], seen)
         found.append(jax.tree.map(lambda share, count=count: np.asarray(share)[:count], told))
     all_of = Certificate(*(np.concatenate(part) for part in zip(*found, strict=True)))
     values = {name: 100 * float(getattr(all_of, name).mean()) for name in Certificate._fields}

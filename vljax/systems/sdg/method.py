@@ -31,7 +31,7 @@ from vljax.diffusion import guidance as guiding
 from vljax.diffusion.noise import example_keys, start_noise
 from vljax.diffusion.process import Guidance, Process, make_process
 from vljax.diffusion.progress import Progress, progress_bar
-from vljax.diffusion.samplers import SAMPLERS, sample
+from vljax.diffusion.samplers import check_sampler, sample
 from vljax.errors import UserError
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import cosine
@@ -180,10 +180,7 @@ class Drawing:
     ) -> None:
         self.sampler, self.steps = sampler or config.samples.sampler, steps or config.samples.steps
         self.max_ratio = config.guidance.max_ratio if max_ratio is None else max_ratio
-        if self.sampler not in SAMPLERS:
-            raise UserError(
-                f"samples.sampler={self.sampler!r}: choose one of {', '.join(SAMPLERS)}"
-            )
+        check_sampler(self.sampler, "samples.sampler")
         self.process, self.trained = make_process(config, self.steps), make_process(config)
         self.traced = {"eta": eta, "max_ratio": self.max_ratio or None}
         self.fixed = _Fixed(self.sampler, config.data.image_size, encoder, scale_schedule)

@@ -1,13 +1,12 @@
 """SeMani-Diff's parts: an inpainting Stable Diffusion, and the CLIP that aligns words."""
 
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
-from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, train_tokenizer
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.conditional_unet import ConditionalUNet
@@ -66,7 +65,7 @@ def make_tokenizer(config: ConfigDict) -> Tokenizer:
 
     Stable Diffusion 2 and OVSeg's CLIP have the same tokens.
     """
-    if config.pretrained.sd:
-        return open_tokenizer(Path(config.pretrained.sd))
+    if found := given_tokenizer(config.pretrained.sd):
+        return found
     words = open_benchmark(config.data).vocabulary
     return train_tokenizer(words, config.model.text_encoder.vocabulary_size)

@@ -1,12 +1,10 @@
 """Shape-Guided Diffusion's parts: Stable Diffusion, and what the baselines and InferShape need."""
 
-from pathlib import Path
-
 from flax import nnx
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
-from vljax.data.text.tokenizers import Tokenizer, open_tokenizer, train_tokenizer
+from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, train_tokenizer
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.folders import as_published, drawing_arguments, inpainting_arguments
@@ -47,7 +45,7 @@ def make_model(config: ConfigDict) -> ShapeGuided:
 
 def make_tokenizer(config: ConfigDict) -> Tokenizer:
     """The tokenizer in the published folder, or one whose tokens are the words of the data."""
-    if config.pretrained.sd:
-        return open_tokenizer(Path(config.pretrained.sd))
+    if found := given_tokenizer(config.pretrained.sd):
+        return found
     words = open_benchmark(config.data).vocabulary
     return train_tokenizer(words, config.model.text_encoder.vocabulary_size)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
-from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
+from vljax.data.text.tokenizers import Tokenizer, given_tokenizer
 from vljax.diffusion.editing import guided
 from vljax.diffusion.guidance import language, on_predicted_x0, score_guidance, semantic_score
 from vljax.diffusion.likelihood import bits_per_dimension
@@ -83,8 +83,8 @@ def text_tokenizer(config: ConfigDict) -> Tokenizer:
     Raises:
         UserError: GLIDE is published, and its tokenizer is not given, or cannot be.
     """
-    if config.glide_tokenizer:
-        return open_tokenizer(config.glide_tokenizer)
+    if found := given_tokenizer(config.glide_tokenizer):
+        return found
     if config.pretrained.glide:
         raise UserError(
             f"pretrained.glide={config.pretrained.glide}: it reads texts by a tokenizer of its "

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -20,8 +21,10 @@ from vljax.config import to_json
 from vljax.doors import door, open_run
 from vljax.errors import UserError
 from vljax.models.folders.families import family_of
+from vljax.models.personal import Personal
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.pretrained import checkpoint, hub, networks
+from vljax.pretrained.concepts import Concept, write_concept
 from vljax.request import File, option
 from vljax.systems import System
 
@@ -78,6 +81,8 @@ def _write(
     name: str, part: Any, folder: Path, system: System, config: ConfigDict, dtype: str
 ) -> str:
     """Write a part of the model into a folder; what this holds, in words."""
+    if isinstance(part, Personal):
+        return _write_personal(part, folder, config, dtype)
     if isinstance(part, StableDiffusion):
         given = config.pretrained.get(name)
         if given and (Path(given) / "model_index.json").is_file():
@@ -103,6 +108,19 @@ def _write(
     told = {"system": system.name, "part": name, "model": config.model.to_dict()}
     files.write(folder / "config.json", json.dumps(told, indent=2) + "\n")
     return f"weights, for `--config.pretrained.{name}=FOLDER`"
+
+
+def _write_personal(part: Personal, folder: Path, config: ConfigDict, dtype: str) -> str:
+    """As diffusers keeps textual inversion's words and DreamBooth's U-Nets."""
+    told = []
+    if part.vectors is not None:
+        vectors = np.asarray(part.vectors[...], np.float32)
+        write_concept(folder / "learned_embeds.safetensors", Concept(config.personal.word, vectors))
+        told.append("a word that `load_textual_inversion` of diffusers and `--concept` read")
+    if part.unet is not None:
+        networks.save(part.unet, folder / "unet", dtype=dtype)
+        told.append("a U-Net that `UNet2DConditionModel.from_pretrained` of diffusers opens")
+    return ", ".join(told)
 
 
 run = door(main)

@@ -337,7 +337,7 @@ def test_concepts_that_cannot_be(drawn, tmp_path):
             Concept("<toy>", np.ones((1, width + 1), np.float32)),
             "this text tower reads",
         ),
-        (Concept("a</w>", np.ones((1, width), np.float32)), "is a word of the vocabulary"),
+        (Concept("a", np.ones((1, width), np.float32)), "is a word of the vocabulary"),
         (Concept("<toy>", np.ones((2, 1, width), np.float32)), "whose vectors are"),
     ):
         write_concept(file, concept)

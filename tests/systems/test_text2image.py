@@ -88,22 +88,25 @@ _SLOW = ("latent", "pixels", "tokens", "vqvae", "pixelcnn")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in _SLOW]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def opened(request):
-    """A family's tiny model of random weights, and its config."""
-    config = tiny_config(request.param)
-    skeleton = jax.eval_shape(lambda: make_model(config))
+def with_random_weights(skeleton):
+    """As large as initial ones; none begins at zero, where all texts draw the same."""
     rng = np.random.default_rng(0)
 
     def drawn(name, leaf):
-        """As large as initial ones; none begins at zero, where all texts draw the same."""
         if leaf.ndim > 1:
             fan_in = np.prod(leaf.shape[:-1]) if "emb" not in name else 1
             return rng.normal(0, fan_in**-0.5, leaf.shape)
         return name.endswith(("weight", "scale")) + rng.normal(0, 0.3, leaf.shape)
 
     weights = {name: drawn(name, leaf) for name, leaf in named_parameters(skeleton).items()}
-    return config, with_parameters(skeleton, {n: jnp.float32(v) for n, v in weights.items()})
+    return with_parameters(skeleton, {n: jnp.float32(v) for n, v in weights.items()})
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def opened(request):
+    """A family's tiny model of random weights, and its config."""
+    config = tiny_config(request.param)
+    return config, with_random_weights(jax.eval_shape(lambda: make_model(config)))
 
 
 @pytest.mark.parametrize(

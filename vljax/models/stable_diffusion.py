@@ -11,6 +11,7 @@ named as the subfolders of a `diffusers` pipeline, which loads as it is:
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -94,6 +95,18 @@ class StableDiffusion(nnx.Module):
     def embed(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         """Texts as the U-Net reads them, float32."""
         return self.text_encoder.hidden_states(tokens).astype(jnp.float32)
+
+    def with_words(self, vectors: Float[Array, "n d"]) -> "StableDiffusion":
+        """One whose text tower reads `n` tokens more, those after its last; this stays as it is.
+
+        Args:
+            vectors: Their embeddings, such as textual inversion learns.
+        """
+        told = jax.tree.map(lambda leaf: leaf, self)
+        table = told.text_encoder.token_embedding.weight[...]
+        rows = jnp.concatenate([table, vectors.astype(table.dtype)])
+        told.text_encoder.token_embedding.weight = nnx.Param(rows)
+        return told
 
 
 def with_and_without(

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from vljax.data.text.tokenizers import Tokenizer
@@ -77,17 +75,16 @@ def with_concepts(
     """
     if not paths:
         return sd, tokenizer
-    table = sd.text_encoder.token_embedding.weight[...]
-    rows = [table]
+    before, width = sd.text_encoder.token_embedding.weight.shape
+    rows: list[np.ndarray] = []
     for path in paths:
         for word, vectors in read_concepts(path):
-            if vectors.shape[1] != table.shape[1]:
+            if vectors.shape[1] != width:
                 raise UserError(
                     f"--concept={path}: the vectors of {word} have {vectors.shape[1]} numbers, "
-                    f"this text tower reads {table.shape[1]}; give a concept that it learnt"
+                    f"this text tower reads {width}; give a concept that it learnt"
                 )
-            tokenizer = tokenizer.with_word(word, sum(map(len, rows)), len(vectors))
-            rows.append(jnp.asarray(vectors, table.dtype))
-    told = jax.tree.map(lambda leaf: leaf, sd)
-    told.text_encoder.token_embedding.weight = nnx.Param(jnp.concatenate(rows))
-    return told, tokenizer
+            first = before + sum(map(len, rows))
+            tokenizer = tokenizer.with_word(word, first, len(vectors))
+            rows.append(vectors)
+    return sd.with_words(jnp.asarray(np.concatenate(rows))), tokenizer

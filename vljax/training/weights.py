@@ -168,8 +168,10 @@ def pretrained_parameters(skeleton: Any, config: ConfigDict) -> dict[str, np.nda
         own = {
             n.removeprefix(f"{part}."): t for n, t in tensors.items() if n.startswith(f"{part}.")
         }
-        if own and all(hasattr(skeleton, name.partition(".")[0]) for name in tensors):
-            # A stage's file names its tensors by their path in the whole model.
+        # A stage's file, or an example, names its tensors by their path in a whole model, which may
+        # be another system's.
+        ours = all(hasattr(skeleton, name.partition(".")[0]) for name in tensors)
+        if own and (ours or own.keys() == variables(network).keys()):
             tensors = own
         loaded = pretrained.assign(network, pretrained.our_names(network, tensors), origin=path)
         parameters |= {f"{part}.{name}": v for name, v in named_parameters(loaded).items()}

@@ -96,8 +96,10 @@ class Tokenizer:
         Raises:
             UserError: the word is known.
         """
-        if not word.strip() or self._backend.token_to_id(word) is not None:
-            raise UserError(f"{word!r} is a word of the vocabulary: give the concept another")
+        if len(self._encode([word])[0]) < 2:
+            raise UserError(
+                f"{word!r} is a word of the vocabulary: give the concept another, such as <mine>"
+            )
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         backend.add_tokens([tokenizers.AddedToken(word, normalized=False)])
         place = backend.token_to_id(word)

@@ -18,8 +18,11 @@ from vljax.systems.text2image.evaluation import Judging, judge
 from vljax.systems.text2image.model import Text2Image, make_model, make_tokenizer
 from vljax.systems.text2image.recipe import (
     FAMILIES,
+    PERSONAL,
     get_config,
+    get_personal_config,
     get_published_config,
+    with_personal,
     with_upsampler,
 )
 from vljax.systems.text2image.training import stages
@@ -39,11 +42,14 @@ SYSTEM = System(
 
 __all__ = [
     "FAMILIES",
+    "PERSONAL",
     "SYSTEM",
     "Text2Image",
     "get_config",
+    "get_personal_config",
     "get_published_config",
     "make_model",
     "stages",
+    "with_personal",
     "with_upsampler",
 ]

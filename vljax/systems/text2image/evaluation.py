@@ -23,7 +23,7 @@ from vljax.data.scenes.wording import listed, words
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
 from vljax.errors import UserError
 from vljax.metrics.batches import features_of, parts
-from vljax.metrics.diversity import load_lpips, lpips_distance
+from vljax.metrics.diversity import embedding_distance, load_lpips, lpips_distance
 from vljax.metrics.frechet import (
     Gaussian,
     frechet_distance,
@@ -36,7 +36,7 @@ from vljax.metrics.report import Report, Row
 from vljax.metrics.text_fidelity import captioned_back, semantic_object_accuracy
 from vljax.models.clip import CLIP
 from vljax.models.parameters import named_parameters
-from vljax.ops.pixels import to_unit
+from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import normalise
 from vljax.pretrained import networks
 from vljax.request import File, option
@@ -46,6 +46,7 @@ from vljax.systems.text2image.families.family import (
     first_pictures,
     open_captions,
 )
+from vljax.systems.text2image.likeness import judge_likeness
 from vljax.systems.text2image.model import Text2Image, clip_of, make_tokenizer
 from vljax.systems.text2image.use import Request, draw_best
 
@@ -56,7 +57,9 @@ TABLE = "pictures of texts"
 class Judging:
     """How text2image is judged."""
 
-    num_texts: int = option(48, low=2, help="texts: of scenes every colour and shape")
+    num_texts: int = option(
+        48, low=2, help="texts: of scenes every colour and shape; of one thing learnt, pictures"
+    )
     each: int = option(4, low=2, help="pictures of each")
     real: int = option(500, low=100, help="held-out pictures to compare with")
     candidates: int = option(
@@ -75,10 +78,14 @@ class Judging:
 def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
     """One row a way of drawing, beside chance and the nearest training picture.
 
+    Where one thing was learnt, how well (`vljax.systems.text2image.likeness`).
+
     Raises:
         UserError: a flag cannot be, or there is no CLIP to judge by.
     """
     judged_by, tokenizer, name = _judging_clip(model, config, judging)
+    if config.model.personal:
+        return _judge_likeness(model, config, judging, judged_by, tokenizer, name)
     texts, classes = _texts(config, judging)
     real = _real(config, judging.real)
     embed: Callable = jax.jit(lambda pictures: judged_by.encode_image(to_unit(pictures)))
@@ -137,6 +144,35 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
         **({"SOA, SceneFID, captioned back": "the oracle's objects and words"} if classes else {}),
     }
     return Report(tuple(rows), notes, figures)
+
+
+def _judge_likeness(
+    model: Text2Image,
+    config: ConfigDict,
+    judging: Judging,
+    clip: CLIP,
+    tokenizer: Tokenizer,
+    name: str,
+) -> Report:
+    embed: Callable = jax.jit(lambda pictures: clip.encode_image(to_unit(pictures)))
+    distance = (
+        lpips_distance(load_lpips(judging.lpips))
+        if judging.lpips
+        else embedding_distance(lambda images: embed(to_pixels(images)), name)
+    )
+    text = config.personal.templates[0].format(config.personal.noun)
+    tokens = jnp.asarray(tokenizer([text], clip.context_length))
+    return judge_likeness(
+        model,
+        config,
+        Wish((), (), sampler=judging.sampler, steps=judging.steps),
+        count=judging.num_texts,
+        seed=judging.seed,
+        embed=embed,
+        text=np.asarray(jax.jit(CLIP.encode_text)(clip, tokens))[0],
+        distance=distance,
+        notes={"judged by": name, "diversity": distance.label},
+    )
 
 
 def _objects(

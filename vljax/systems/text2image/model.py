@@ -1,6 +1,7 @@
 """The parts of text2image, family by family, and the CLIP that all share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -14,6 +15,7 @@ from vljax.models.clip import CLIP
 from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.folders import as_published, drawing_arguments, inpainting_arguments
 from vljax.models.glide import GLIDE
+from vljax.models.personal import Personal
 from vljax.models.pixelcnn import PixelCNN
 from vljax.models.prior import PriorTransformer
 from vljax.models.stable_diffusion import StableDiffusion
@@ -33,7 +35,8 @@ class Text2Image(nnx.Module):
 
     | family | parts |
     |---|---|
-    | `latent` | `sd`, whose text tower is a CLIP where it is trained here; `inpaint`, or None |
+    | `latent` | `sd`, whose text tower is a CLIP where it is trained here; `inpaint`, or None; \
+`personal`, or None |
     | `pixels` | `glide`; `upsampler`, or None |
     | `tokens` | `vqgan`, `transformer` |
     | `vqvae` | `vqgan`, `prior` |
@@ -60,17 +63,36 @@ def needs_clip(config: ConfigDict) -> bool:
     return bool(config.model.clip) and config.family not in _WITHOUT_CLIP
 
 
-def _latent(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+def latent_arguments(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The arguments of the part `sd`: those of a folder where one is given, else the config's.
+
+    Raises:
+        UserError: the folder cannot be used.
+    """
     parts = {name: dict(config.model[name]) for name in ("vae", "unet", "text_encoder")}
-    if folder := config.pretrained.sd:
-        parts = as_published(drawing_arguments(folder, config.diffusion.prediction), parts)
+    # A file has weights alone: those of a run with these very fields.
+    if not (given := config.pretrained.sd) or Path(given).is_file():
+        return parts
+    return as_published(drawing_arguments(given, config.diffusion.prediction), parts)
+
+
+def _latent(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
+    parts = latent_arguments(config)
     sd = StableDiffusion(**parts, rngs=rngs)
     inpaint = None
     if folder := config.pretrained.inpaint:
         latents = sd.unet.conv_in.weight.shape[2]
         beside = {**parts["unet"], "in_channels": 2 * latents + 1}
         inpaint = ConditionalUNet(**inpainting_arguments(folder, beside), rngs=rngs)
-    return {"sd": sd, "inpaint": inpaint}
+    personal = None
+    if fields := config.model.personal:
+        personal = Personal(
+            vectors=fields.vectors,
+            text_width=parts["text_encoder"]["text_width"],
+            unet=parts["unet"] if fields.unet else None,
+            rngs=rngs,
+        )
+    return {"sd": sd, "inpaint": inpaint, "personal": personal}
 
 
 def _pixels(config: ConfigDict, rngs: nnx.Rngs) -> Parts:

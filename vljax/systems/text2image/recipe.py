@@ -76,6 +76,19 @@ def get_config(family: str = "latent") -> ConfigDict:
         "unclip": {},
         "generator": {},
         "discriminator": {},
+        # Of `latent`: what is learnt of one thing, see `with_personal`.
+        "personal": {},
+    }
+    # Of what a few pictures teach `latent`: the word that stands for the thing in a prompt, the
+    # noun that names what it is, and the texts; where the pictures are, and those of the noun
+    # that keep it as it was, by what differs from `data`; and how much these count.
+    config.personal = {
+        "word": "",
+        "noun": "",
+        "templates": ("a photo of a {}",),
+        "pictures": {},
+        "prior": {},
+        "prior_weight": 1.0,
     }
     config.diffusion = {
         "schedule": "scaled_linear",
@@ -235,6 +248,44 @@ def with_upsampler(config: ConfigDict, side: int = 64) -> ConfigDict:
     return config
 
 
+#: Stages that personalise: textual inversion and DreamBooth.
+PERSONAL = ("inversion", "dreambooth")
+
+
+def with_personal(config: ConfigDict, stage: str) -> ConfigDict:
+    """The small recipe of `latent` that goes on to learn one thing, a purple circle.
+
+    Args:
+        config: Changed in place, and returned.
+        stage: Of `PERSONAL`.
+    """
+    name = {"inversion": "textual inversion", "dreambooth": "DreamBooth"}[stage]
+    config.about = f"{config.about[:-1]}, then {name} of a purple circle."
+    _with_stage(config, stage)
+    circles = {**config.data.scenes.to_dict(), "shapes": ("circle",)}
+    config.personal.update(
+        {
+            "word": "<mine>" if stage == "inversion" else "sks",
+            "noun": "circle",
+            "pictures": {"scenes": {**circles, "colours": ("purple",), "size": 5}},
+            "prior": {"scenes": {**circles, "size": 200}},
+        }
+    )
+    return config
+
+
+def _with_stage(config: ConfigDict, stage: str) -> None:
+    inverts = stage == "inversion"
+    config.model.personal = {"vectors": int(inverts), "unet": not inverts}
+    config.pretrained.personal = ""
+    steady: dict[str, Any] = {"name": "adamw", "schedule": "constant", "warmup_steps": 0}
+    config.stages[stage] = (
+        _stage(8, 500, learning_rate=2e-2, **steady)
+        if inverts
+        else _stage(8, 200, learning_rate=3e-4, **steady)
+    )
+
+
 def _tokens(config: ConfigDict, stages: dict[str, Any]) -> None:
     """DALL-E (Ramesh et al. 2021): a Transformer over words and a picture's codes."""
     config.model.vqgan = _CODES
@@ -385,6 +436,29 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
         config.stages.upsampler = config.stages.diffusion.copy_and_resolve_references()
     if family in ("tokens", "vqvae"):
         _published_codes(config)
+    return config
+
+
+def get_personal_config(stage: str, data_dir: str) -> ConfigDict:
+    """A published Stable Diffusion, which `pretrained.sd` gives, that learns one thing.
+
+    Rates and lengths are those of the papers: 5,000 steps at 0.005 times the batch (Gal et al.,
+    section 4.1), 1,000 at 5·10⁻⁶ (Ruiz et al., section 4).
+
+    Args:
+        stage: Of `PERSONAL`.
+        data_dir: Holds three to five pictures of the thing.
+    """
+    config = get_published_config("latent", data_dir)
+    config.data.update({"name": "folder", "held_out": 0})
+    _with_stage(config, stage)
+    config.about = f"Stable Diffusion learns one thing from a few pictures, by {stage}."
+    config.personal.update({"word": "<mine>" if stage == "inversion" else "sks"})
+    config.personal.prior = {"path": ""}
+    stated = {"inversion": (5_000, 5e-3), "dreambooth": (1_000, 5e-6)}
+    steps, rate = stated[stage]
+    config.stages[stage].update({"batch_size": 1, "num_steps": steps})
+    config.stages[stage].optimizer.learning_rate = rate
     return config
 
 

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from vljax.errors import UserError
-from vljax.systems.text2image.families import FAMILIES
+from vljax.systems.text2image.families import FAMILIES, personal
 from vljax.systems.text2image.families.family import make_stage
 from vljax.systems.text2image.model import clip_of, needs_clip
 from vljax.systems.text2image.recipe import check_family
@@ -14,7 +14,8 @@ from vljax.training.stage import Stage
 def stages(config: ConfigDict) -> list[Stage]:
     """`clip`, and the stages of the family that the config has.
 
-    None of `latent` where Stable Diffusion is published, nor of `pixels` where all of GLIDE is.
+    Of `latent`, where Stable Diffusion is given, only those that personalise it; none of `pixels`
+    where all of GLIDE is.
 
     Raises:
         UserError: the data is not there, a field cannot be, a stage has no such name, or no CLIP is
@@ -24,8 +25,10 @@ def stages(config: ConfigDict) -> list[Stage]:
     if not 0 <= (share := config.diffusion.caption_dropout) <= 1:
         raise UserError(f"diffusion.caption_dropout={share} is no share: give 0 to 1")
     glide = [path for part, path in config.pretrained.items() if part in ("glide", "upsampler")]
-    if config.pretrained.get("sd") or (glide and all(glide)):
+    if glide and all(glide):
         return []
+    if config.pretrained.get("sd"):
+        return personal.stages(config)
     listed = []
     if "clip" in config.stages:
         tower = config.model.clip or config.model.text_encoder

@@ -1,6 +1,7 @@
 """Latent diffusion: Rombach et al., *High-Resolution Image Synthesis with Latent Diffusion Models*.
 
-Stages `autoencoder` and `diffusion`; none where a Stable Diffusion folder is given. Of a picture
+Stages `autoencoder` and `diffusion`; none where a Stable Diffusion is given. After them those of
+`vljax.systems.text2image.families.personal`, where the config has them. Of a picture
 it begins with that picture under noise (SDEdit, image to image), under a mask it draws there only:
 with a network that was trained to, where there is one, else by keeping what is outside.
 """
@@ -24,13 +25,14 @@ from vljax.models.stable_diffusion import StableDiffusion, inpainting_network
 from vljax.ops.inside_outside import resize_nearest
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.pretrained.concepts import with_concepts
+from vljax.systems.text2image.families import personal
 from vljax.systems.text2image.families.family import Family, Wish, drawings, make_stage
-from vljax.systems.text2image.model import make_tokenizer
+from vljax.systems.text2image.families.personal import personalised
 from vljax.training.stage import Stage
 
 
 def stages(config: ConfigDict) -> list[Stage]:
-    """`autoencoder`, `diffusion`: those that the config has."""
+    """`autoencoder`, `diffusion` and what personalises: those that the config has."""
     length = config.model.text_encoder.get("context_length", 77)
     made = {
         "autoencoder": lambda name: make_stage(
@@ -46,7 +48,8 @@ def stages(config: ConfigDict) -> list[Stage]:
             pictures=drawings(FAMILY, config),
         ),
     }
-    return [make(name) for name, make in made.items() if name in config.stages]
+    own = [make(name) for name, make in made.items() if name in config.stages]
+    return own + personal.stages(config)
 
 
 def _autoencoder_loss(config: ConfigDict) -> Any:
@@ -153,7 +156,7 @@ def draw(
     Raises:
         UserError: the size does not fit the network, or the sampler is none.
     """
-    sd: StableDiffusion = model.sd
+    sd, tokenizer = personalised(model, config)
     side = config.data.image_size
     size = wish.size or (side, side)
     if wish.image is not None:
@@ -161,7 +164,7 @@ def draw(
     for name, length in zip(("height", "width"), size, strict=True):
         if length < sd.multiple or length % sd.multiple:
             raise UserError(f"--{name}={length}: give a multiple of {sd.multiple}")
-    sd, tokenizer = with_concepts(sd, make_tokenizer(config), wish.concept)
+    sd, tokenizer = with_concepts(sd, tokenizer, wish.concept)
     process = make_process(
         config,
         wish.steps or "",

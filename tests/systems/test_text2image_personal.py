@@ -1,0 +1,199 @@
+"""Personalisation: what each stage learns, how it begins, and what comes out of it."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.systems.test_text2image import tiny_config, with_random_weights
+from vljax import export
+from vljax.errors import UserError
+from vljax.models.parameters import named_parameters
+from vljax.pretrained.concepts import read_concepts
+from vljax.systems.text2image import PERSONAL, SYSTEM, get_personal_config, with_personal
+from vljax.systems.text2image.families import Wish, latent, personal
+from vljax.systems.text2image.likeness import TABLE, judge_likeness
+from vljax.systems.text2image.model import make_model
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def recipe(stage):
+    """The small recipe with tiny networks."""
+    config = with_personal(tiny_config("latent"), stage)
+    config.samples.steps = "leading2"
+    return config
+
+
+def opened(config):
+    model = with_random_weights(jax.eval_shape(lambda: make_model(config)))
+    *_, stage = SYSTEM.stages(config)
+    return stage.start(model), stage
+
+
+def batch_of(stage, count=2):
+    rng = np.random.default_rng(0)
+    examples = [stage.transform(stage.source[i], rng) for i in range(count)]
+    return {n: jnp.asarray(np.stack([e[n] for e in examples])) for n in examples[0]}
+
+
+@pytest.fixture(scope="module", params=PERSONAL)
+def begun(request):
+    """A model that has learnt nothing yet, its config and the stage."""
+    config = recipe(request.param)
+    return config, *opened(config)
+
+
+def drawn(model, config, text):
+    wish = Wish((text,), (3,)).filled(config)
+    return np.asarray(latent.draw(model, config, wish))
+
+
+def test_it_begins_with_what_was_known_and_learns_its_own_part_alone(begun):
+    """The word as its noun, the U-Net as it was."""
+    config, model, stage = begun
+    circle = drawn(model, config, "a photo of a circle")
+    told = "a photo of a <mine>" if stage.name == "inversion" else "a photo of a circle"
+    plain = jax.tree.map(lambda leaf: leaf, model)
+    plain.personal = None
+    without = config.copy_and_resolve_references()
+    without.model.personal = {}
+    np.testing.assert_array_equal(drawn(plain, without, "a photo of a circle"), circle)
+    np.testing.assert_array_equal(drawn(model, config, told), circle)
+    batch = batch_of(stage)
+    gradient = jax.jit(jax.grad(lambda m: stage.loss(m, batch, jax.random.key(0))[0]))(model)
+    moved = {n for n, g in named_parameters(gradient.personal).items() if np.abs(g).max() > 0}
+    parts = {n.partition(".")[0] for n in moved}
+    assert parts == ({"vectors"} if stage.name == "inversion" else {"unet"})
+    # What is learnt is drawn, and the noun's vectors stay.
+    learnt = jax.tree.map(lambda leaf: leaf, model)
+    learnt.personal = jax.tree.map(lambda leaf: 1.5 * leaf, model.personal)
+    said = personal.subject(config)
+    assert not np.array_equal(drawn(learnt, config, f"a photo of a {said}"), circle)
+    if stage.name == "inversion":
+        np.testing.assert_array_equal(drawn(learnt, config, "a photo of a circle"), circle)
+
+
+def test_both_halves_of_dreambooth_are_weighed():
+    """The loss is the thing's plus λ times the noun's: a line in λ, which at 0 is the thing's."""
+    config = recipe("dreambooth")
+    model, stage = opened(config)
+    batch = batch_of(stage)
+    assert not np.array_equal(batch["tokens"], batch["prior_tokens"])
+
+    def loss(weight, batch=batch):
+        config.personal.prior_weight = weight
+        *_, stage = SYSTEM.stages(config)
+        return float(jax.jit(stage.loss)(model, batch, jax.random.key(1))[0])
+
+    half, one, two = loss(0.5), loss(1.0), loss(2.0)
+    assert two - one == pytest.approx(2 * (one - half), rel=1e-4)
+    other = {**batch, "prior_image": 255 - batch["prior_image"]}
+    thing = one - (two - one)
+    assert 2 * loss(1.0, other) - loss(2.0, other) == pytest.approx(thing, rel=1e-3)
+    config.personal.prior_weight = 0.0
+    *_, alone = SYSTEM.stages(config)
+    assert batch_of(alone).keys() == {"image", "tokens"}
+
+
+def test_the_table(begun):
+    config, model, _ = begun
+    report = SYSTEM.judge(model, config, SYSTEM.judging(num_texts=3))
+    before, after, thing = report.tables()[TABLE]
+    assert [before["method"], after["method"]] == ["circle, before", "circle, after"]
+    assert thing["method"] == personal.subject(config)
+    for name in ("likeness", "CLIP score", "diversity", "the thing itself"):
+        assert before[name] == after[name]  # nothing is learnt yet
+    assert -1 <= thing["likeness"] <= 1
+    assert list(report.figures) == ["figure_1_one_thing"]
+    assert judge_likeness.__doc__
+
+
+def test_diffusers_opens_what_was_learnt(begun, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    config, model, stage = begun
+    folder = tmp_path / "personal"
+    told = export._write("personal", model.personal, folder, SYSTEM, config, "float32")
+    assert "diffusers" in told
+    if stage.name == "inversion":
+        (one,) = read_concepts(folder / "learned_embeds.safetensors")
+        assert one.word == "<mine>"
+        np.testing.assert_array_equal(one.vectors, model.personal.vectors[...])
+        return
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    ours = model.personal.unet.conv_in.weight[...]
+    np.testing.assert_array_equal(
+        unet.conv_in.weight.detach().numpy(), np.moveaxis(ours, (3, 2), (0, 1))
+    )
+
+
+def test_photographs_of_ones_own(tmp_path):
+    """As published: the pictures in a folder, those of the noun in another."""
+    for folder, count in (("mine", 3), ("others", 2)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            picture = np.full((40, 50, 3), 20 * i, np.uint8)
+            Image.fromarray(picture).save(tmp_path / folder / f"{i}.png")
+    config = get_personal_config("dreambooth", str(tmp_path / "mine"))
+    tiny = recipe("dreambooth")
+    config.model, config.tokenizer = tiny.model, ""
+    config.personal.noun = "dog"
+    config.pretrained.sd = ""
+    with pytest.raises(UserError, match=r"personal\.prior\.path is missing: .*prior_weight=0"):
+        personal.stages(config)
+    config.personal.prior.path = str(tmp_path / "others")
+    with pytest.raises(UserError, match="tokenizer"):
+        personal.stages(config)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value", "message"),
+    [
+        ("inversion", "noun", "", r"personal\.noun is missing"),
+        ("inversion", "word", "circle", "'circle' is a word of the vocabulary"),
+        ("dreambooth", "templates", ("a photo",), r"personal\.templates=.*\{\}"),
+        ("dreambooth", "prior_weight", -1.0, r"personal\.prior_weight=-1"),
+    ],
+)
+def test_what_cannot_be_is_told(stage, field, value, message):
+    config = recipe(stage)
+    config.personal[field] = value
+    with pytest.raises(UserError, match=message):
+        SYSTEM.stages(config)
+
+
+def test_a_part_without_anything_is_refused():
+    config = recipe("inversion")
+    config.model.personal.vectors = 0
+    with pytest.raises(UserError, match=r"model\.personal\.vectors=0"):
+        jax.eval_shape(lambda: make_model(config))
+
+
+ROOT = Path(__file__).parents[2]
+# A Stable Diffusion of scenes that is trained already.
+TRAINED = ROOT / "vljax" / "examples" / "shape_guided" / "weights" / "example.safetensors"
+
+
+@pytest.mark.slow
+def test_dreambooth_learns_the_thing_and_its_prior_keeps_the_rest(learn, tmp_path):
+    """Three runs of a minute or two each, from a trained example."""
+
+    def table(stage, name, *flags):
+        results = learn(
+            ROOT / "configs" / f"text2image_{stage}_folder.py",
+            tmp_path / name,
+            train_flags=(f"--config.pretrained.sd={TRAINED}", *flags),
+        )
+        return results["tables"][TABLE]
+
+    inversion = table("inversion", "inversion")
+    kept = table("dreambooth", "kept")
+    free = table("dreambooth", "free", "--config.personal.prior_weight=0")
+    (before, _, learnt), (_, noun, booth), (_, forgotten, _) = inversion, kept, free
+    for one in (learnt, booth):
+        assert one["the thing itself"] > before["the thing itself"] + 2 * one["standard error"]
+    assert booth["the thing itself"] > learnt["the thing itself"]
+    assert noun["diversity"] > forgotten["diversity"]

@@ -1,7 +1,20 @@
 """What tests of several folders share."""
 
+import contextlib
+import gc
+
 import jax
 import pytest
+from jax._src import compiler  # the only way to options for every program
+
+_AS_USUAL = compiler.get_compile_options
+
+
+def pytest_collection_finish():
+    """What is imported stays: garbage is looked for among what tests make, and less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 @pytest.fixture
@@ -24,21 +37,40 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+# XLA's fusion emitters build MLIR for every fusion, which is most of what compiling costs.
+_FEW_PASSES = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+
+
+@contextlib.contextmanager
+def _optimising(wanted):
+    """XLA's optimizations on or off, and with them the emitters that take longest to compile."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    compile_options = compiler.get_compile_options
+
+    def with_few_passes(*args, env_options_overrides=None, **kwargs):
+        few = _FEW_PASSES if jax.default_backend() == "cpu" else {}
+        options = few | dict(env_options_overrides or {})
+        return _AS_USUAL(*args, env_options_overrides=options, **kwargs)
+
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    compiler.get_compile_options = _AS_USUAL if wanted else with_few_passes
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    compiler.get_compile_options = compile_options
+
+
 @pytest.fixture(scope="module")
 def quick_to_compile():
     """XLA without its optimizations: for programs that run once or twice, compiling is the cost.
 
     Ask for it with `pytest.mark.usefixtures`, not where the optimised program is what is tested.
     """
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with _optimising(False):
+        yield
 
 
 @pytest.fixture
 def optimised(quick_to_compile):
     """XLA as usual, for a test among quick ones: sums in another order round otherwise."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    with _optimising(True):
+        yield

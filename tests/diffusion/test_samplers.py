@@ -343,6 +343,7 @@ def test_guidance_acts_per_example_and_moves_samples_uphill(tools):
         assert (b[1] - a[1]).mean() > 0.01
 
 
+@pytest.mark.usefixtures("optimised")  # two programs, the same to the last bit
 def test_trajectory_and_background_copy(tools):
     process = Process(respace(scaled_linear_schedule(), parse_timesteps(1000, "leading10+1")))
     photo = start_noise(KEYS, (4, 4, 2))

@@ -79,11 +79,15 @@ def test_each_player_descends_its_own_term(pictures):
     The weight is the ratio of the two gradients at the last layer; the discriminator's gradient is
     the hinge loss's alone.
     """
-    vqgan = VQGAN(**SMALL, rngs=nnx.Rngs(0))
+    vqgan, discriminator = jax.jit(
+        lambda: (
+            VQGAN(**SMALL, rngs=nnx.Rngs(0)),
+            PatchDiscriminator(width=4, layers=2, rngs=nnx.Rngs(1)),
+        )
+    )()
     for block in vqgan.decoder.up_blocks:
         for resnet in block.resnets:
             resnet.conv2.weight[...] = 0.1 + resnet.conv2.weight[...]
-    discriminator = PatchDiscriminator(width=4, layers=2, rngs=nnx.Rngs(1))
     images = pictures[0]
 
     def total(models):

@@ -82,15 +82,20 @@ def test_one_side_and_unknown_names(vectors):
 
 def test_positions_begin_with_the_embedding():
     """Projected, a ViT's first position is its embedding; a ResNet's is the mean of its map."""
-    fields = {"image_size": 32, "embed_dim": 6, "rngs": nnx.Rngs(1)}
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-    vit = VisionTransformer(patch_size=8, layers=2, width=16, head_channels=8, **fields)
-    embedding, _ = vit(x)
-    positions = vit.positions(x)
+
+    @jax.jit
+    def looked(x):
+        fields = {"image_size": 32, "embed_dim": 6, "rngs": nnx.Rngs(1)}
+        vit = VisionTransformer(patch_size=8, layers=2, width=16, head_channels=8, **fields)
+        resnet = ModifiedResNet(layers=(1, 1, 1, 1), width=4, head_channels=32, **fields)
+        positions = vit.positions(x)
+        projected = positions[:, 0] @ vit.proj[...]
+        return positions, projected, vit(x)[0], resnet.positions(x), resnet(x)[1][-1]
+
+    positions, projected, embedding, places, last = looked(x)
     assert positions.shape == (2, 1 + 16, 16)
-    np.testing.assert_allclose(positions[:, 0] @ vit.proj[...], embedding, atol=1e-5)
-    resnet = ModifiedResNet(layers=(1, 1, 1, 1), width=4, head_channels=32, **fields)
-    places, (*_, last) = resnet.positions(x), resnet(x)[1]
+    np.testing.assert_allclose(projected, embedding, atol=1e-5)
     assert places.shape == (2, 1 + 1, 128)
     np.testing.assert_allclose(places[:, 0], last.mean((1, 2)), atol=1e-5)
     np.testing.assert_allclose(places[:, 1], last[:, 0, 0], atol=1e-6)

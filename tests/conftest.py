@@ -1,6 +1,7 @@
 """What tests of several folders share."""
 
 import contextlib
+import functools
 import gc
 
 import jax
@@ -37,18 +38,32 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
-# XLA's fusion emitters build MLIR for every fusion, which is most of what compiling costs.
-_FEW_PASSES = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+@functools.cache
+def _few_passes():
+    """Options of XLA for CPUs that make compiling cheap: those that this version of it has.
+
+    Its fusion emitters build MLIR for every fusion, which is most of what compiling costs.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    lowered, known = jax.jit(lambda x: x + 1).lower(0.0), {}
+    for name, value in (
+        ("xla_cpu_use_fusion_emitters", False),
+        ("xla_cpu_parallel_codegen_split_count", 1),
+    ):
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            lowered.compile(compiler_options={name: value})
+            known[name] = value
+    return known
 
 
 @contextlib.contextmanager
 def _optimising(wanted):
     """XLA's optimizations on or off, and with them the emitters that take longest to compile."""
     before = jax.config.read("jax_disable_most_optimizations")
-    compile_options = compiler.get_compile_options
+    compile_options, few = compiler.get_compile_options, _few_passes()
 
     def with_few_passes(*args, env_options_overrides=None, **kwargs):
-        few = _FEW_PASSES if jax.default_backend() == "cpu" else {}
         options = few | dict(env_options_overrides or {})
         return _AS_USUAL(*args, env_options_overrides=options, **kwargs)
 

@@ -352,9 +352,22 @@ def test_a_prompt_becomes_diffusers_picture(published, sampler):
     assert np.abs(plain / 255 - expected).max() > 0.01  # scale and negative prompt matter
 
 
-@pytest.mark.parametrize("kind", ["picture", "mask"])
-def test_pictures_are_changed_as_diffusers_changes_them(published, kind, monkeypatch):
-    """Image to image at strength 0.6, and under a mask with the network that knows no masks."""
+@pytest.fixture(scope="module")
+def inpainting(published, tiny_inpainting):
+    """The published model with a network that was trained under masks, and its peer."""
+    config, model, _ = published
+    folder, (unet, *_) = tiny_inpainting
+    wide = config.copy_and_resolve_references()
+    wide.pretrained.inpaint = str(folder / "unet")
+    told = jax.eval_shape(lambda: make_model(wide))
+    loaded = pretrained.load(told.inpaint, folder / "unet")
+    told.sd, told.inpaint = model.sd, jax.tree.map(jnp.asarray, loaded)
+    return told, unet
+
+
+@pytest.mark.parametrize("kind", ["picture", "mask", "network"])
+def test_pictures_are_changed_as_diffusers_changes_them(published, inpainting, kind, monkeypatch):
+    """Image to image at strength 0.6; under a mask with a network that knows none or knows them."""
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     config, model, networks = published
@@ -365,21 +378,23 @@ def test_pictures_are_changed_as_diffusers_changes_them(published, kind, monkeyp
     noise = noise_of(3, 8, torch)
     with torch.no_grad():
         pixels = torch.from_numpy(np.moveaxis(np.asarray(to_unit(image)), -1, 0)[None].copy())
-        latents = networks[1].encode(pixels).latent_dist.mode() * 0.18215
     module = "img2img" if kind == "picture" else "inpaint"
     file = f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_{module}"
     monkeypatch.setattr(f"{file}.randn_tensor", lambda *_, **__: noise)
-    monkeypatch.setattr(f"{file}.retrieve_latents", lambda *_, **__: latents / 0.18215)
+    monkeypatch.setattr(f"{file}.retrieve_latents", lambda seen, **_: seen.latent_dist.mode())
     strength = 0.6 if kind == "picture" else 1.0
     given = {"image": pixels, "strength": strength, "guidance_scale": 7.5}
     if kind == "picture":
         made = pipeline_of(diffusers.StableDiffusionImg2ImgPipeline, networks, scheduler)
     else:
+        if kind == "network":
+            model, unet = inpainting
+            networks = (unet, *networks[1:])
         made = pipeline_of(diffusers.StableDiffusionInpaintPipeline, networks, scheduler)
         given |= {"mask_image": torch.from_numpy(mask[None, None].astype(np.float32))}
         given |= {"height": 16, "width": 16, "latents": noise}
     expected = made(**told, **given).images[0]
-    how = {"image": image, "strength": strength, "mask": mask if kind == "mask" else None}
+    how = {"image": image, "strength": strength, "mask": None if kind == "picture" else mask}
     wish = Wish((TEXT,), (3,), NEGATIVE, 6.5, "ddim", steps, **how).filled(config)
     ours = np.asarray(latent.draw(model, config, wish))[0]
     np.testing.assert_allclose(ours / 255, expected, atol=0.5 / 255 + 1e-3)

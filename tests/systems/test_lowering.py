@@ -45,7 +45,8 @@ SMALL = (
     *("captioner_coco", "text2image_coco", "text2image_pixels_coco", "text2image_tokens_coco"),
     *("text2image_vqvae_coco", "text2image_pixelcnn_coco"),
     *("text2image_variational_coco", "text2image_adversarial_coco", "text2image_unclip_coco"),
-    *("text2image_upsampled_coco", "text2image_inversion_folder", "text2image_dreambooth_folder"),
+    *("text2image_upsampled_coco", "text2image_stacked_coco"),
+    *("text2image_inversion_folder", "text2image_dreambooth_folder"),
 )
 # The published recipes of Shape-Guided and SeMani-Diff train nothing.
 PUBLISHED = (

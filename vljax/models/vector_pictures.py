@@ -243,12 +243,6 @@ class Generator(nnx.Module):
             rngs=rngs,
         )
 
-    def condition(self, embedding: Float[Array, "b e"], noise: Float[Array, "b c"]) -> Condition:
-        """A text's vector, drawn around it."""
-        mean, log_variance = jnp.split(self.augment(embedding), 2, axis=-1)
-        vector = mean + jnp.exp(0.5 * log_variance) * noise
-        return Condition(vector, _divergence(mean, log_variance))
-
     def __call__(
         self, embedding: Float[Array, "b e"], key: Key[Array, ""] | Key[Array, " b"]
     ) -> tuple[Float[Array, "b h w 3"], Float[Array, " b"]]:
@@ -259,13 +253,114 @@ class Generator(nnx.Module):
             key: Of all noise, or one key a row: then a picture depends on its own only.
         """
         length = self.augment.weight.shape[-1] // 2
-        if key.ndim:
-            noise = jax.vmap(lambda k: jax.random.normal(k, (self.latents + length,)))(key)
-        else:
-            noise = jax.random.normal(key, (len(embedding), self.latents + length))
+        noise = _noise(key, len(embedding), self.latents + length)
         z, apart = noise[:, : self.latents], noise[:, self.latents :]
-        vector, divergence = self.condition(embedding, apart)
+        vector, divergence = _augmented(self.augment, embedding, apart)
         return jnp.tanh(self.drawer(z, vector)), divergence
+
+
+class Refiner(nnx.Module):
+    """StackGAN's second generator (section 3.4): a picture drawn anew, larger, under its text.
+
+    It sees the small picture as many levels down as there are widths, there beside every place the
+    augmented text, changes both in residual blocks, and draws up from there. No noise but the
+    text's: the small picture brings its own.
+
+    Args:
+        small: Side of the pictures that it sees.
+        side: Of those it draws; a multiple of `small` by a power of 2.
+        condition: Length of the augmented text.
+        embedding: Length of the embedded texts.
+        widths: Channels of each level of the small picture, the finest first.
+        blocks: Residual blocks in the middle.
+        norm_groups: Groups of the norms.
+        rngs: Where the initial weights come from.
+
+    Raises:
+        UserError: the sides do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        small: int,
+        side: int,
+        condition: int,
+        embedding: int,
+        widths: Sequence[int],
+        blocks: int,
+        norm_groups: int,
+        rngs: nnx.Rngs,
+    ) -> None:
+        _cells(small, widths)
+        factor = side // small
+        if side % small or factor < 2 or factor & (factor - 1):
+            raise UserError(
+                f"model.refiner.side={side}: give data.image_size={small} times 2, 4 or 8"
+            )
+        self.augment = Linear(embedding, 2 * condition, rngs=rngs)
+        self.first = Conv(3, widths[0], 3, rngs=rngs)
+        seen, channels = [], widths[0]
+        for width in widths:
+            block = _block(channels, width, None, norm_groups, rngs)
+            seen.append(nnx.List([block, Downsample(width, (1, 1), rngs=rngs)]))
+            channels = width
+        self.seen = nnx.List(seen)
+        self.joined = Conv(channels + condition, channels, 3, rngs=rngs)
+        self.middle = nnx.List(
+            [_block(channels, channels, condition, norm_groups, rngs) for _ in range(blocks)]
+        )
+        levels = []
+        for width in (*reversed(widths), *[widths[0]] * (factor.bit_length() - 1)):
+            block = _block(channels, width, condition, norm_groups, rngs)
+            levels.append(nnx.List([block, Upsample(width, rngs=rngs)]))
+            channels = width
+        self.levels = nnx.List(levels)
+        self.norm = GroupNorm(channels, norm_groups, _EPSILON)
+        self.last = Conv(channels, 3, 3, rngs=rngs)
+
+    def __call__(
+        self,
+        small: Float[Array, "b h w 3"],
+        embedding: Float[Array, "b e"],
+        key: Key[Array, ""] | Key[Array, " b"],
+    ) -> tuple[Float[Array, "b h2 w2 3"], Float[Array, " b"]]:
+        """Pictures in [-1, 1] and the divergence of their texts.
+
+        Args:
+            small: The first generator's pictures.
+            embedding: The texts.
+            key: As of `Generator`.
+        """
+        length = self.augment.weight.shape[-1] // 2
+        noise = _noise(key, len(embedding), length)
+        vector, divergence = _augmented(self.augment, embedding, noise)
+        h = self.first(small)
+        for block, down in self.seen:
+            h = down(block(h))
+        told = jnp.broadcast_to(vector[:, None, None], (*h.shape[:3], length))
+        h = self.joined(jnp.concatenate([jax.nn.silu(h), told], axis=-1))
+        for block in self.middle:
+            h = block(h, vector)
+        for block, up in self.levels:
+            h = up(block(h, vector))
+        return jnp.tanh(self.last(jax.nn.silu(self.norm(h)))), divergence
+
+
+def _augmented(
+    layer: Linear, embedding: Float[Array, "b e"], noise: Float[Array, "b c"]
+) -> Condition:
+    """A text's vector, drawn around it."""
+    mean, log_variance = jnp.split(layer(embedding), 2, axis=-1)
+    vector = mean + jnp.exp(0.5 * log_variance) * noise
+    return Condition(vector, _divergence(mean, log_variance))
+
+
+def _noise(key: Key[Array, ""] | Key[Array, " b"], rows: int, length: int) -> Float[Array, "b z"]:
+    """Standard normal; of one key, or of one a row."""
+    if key.ndim:
+        return jax.vmap(lambda k: jax.random.normal(k, (length,)))(key)
+    return jax.random.normal(key, (rows, length))
 
 
 def _divergence(mean: Float[Array, "b z"], log_variance: Float[Array, "b z"]) -> Float[Array, " b"]:

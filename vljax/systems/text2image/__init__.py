@@ -8,7 +8,8 @@ The lecture decks' methods side by side, each a family in `vljax.systems.text2im
   PixelCNN over the codes (VQ-VAE); `pixelcnn`, one over the pixels themselves;
 - `variational`, a text-conditional VAE; `unclip`, one under CLIP's embedding of a picture, which a
   prior predicts (unCLIP);
-- `adversarial`, a text-conditional GAN (GAN-INT-CLS, StackGAN).
+- `adversarial`, a text-conditional GAN (GAN-INT-CLS), with a second one on it where wished
+  (StackGAN).
 
 All are judged by one table: how good, how different, how true to the text, and how soon.
 """
@@ -16,13 +17,13 @@ All are judged by one table: how good, how different, how true to the text, and 
 from vljax.systems import System
 from vljax.systems.text2image.evaluation import Judging, judge
 from vljax.systems.text2image.model import Text2Image, make_model, make_tokenizer
+from vljax.systems.text2image.published import get_personal_config, get_published_config
 from vljax.systems.text2image.recipe import (
     FAMILIES,
     PERSONAL,
     get_config,
-    get_personal_config,
-    get_published_config,
     with_personal,
+    with_refiner,
     with_upsampler,
 )
 from vljax.systems.text2image.training import stages
@@ -51,5 +52,6 @@ __all__ = [
     "make_model",
     "stages",
     "with_personal",
+    "with_refiner",
     "with_upsampler",
 ]

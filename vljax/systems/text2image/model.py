@@ -20,7 +20,7 @@ from vljax.models.pixelcnn import PixelCNN
 from vljax.models.prior import PriorTransformer
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.models.token_transformer import TokenTransformer
-from vljax.models.vector_pictures import Generator, TextVAE, Viewer
+from vljax.models.vector_pictures import Generator, Refiner, TextVAE, Viewer
 from vljax.models.vqgan import VQGAN
 from vljax.ops.similarity import normalise
 from vljax.systems.text2image.recipe import check_family
@@ -43,7 +43,7 @@ class Text2Image(nnx.Module):
     | `pixelcnn` | `pixelcnn` |
     | `variational` | `vae` |
     | `unclip` | `unclip`, `vae` |
-    | `adversarial` | `generator`, `discriminator` |
+    | `adversarial` | `generator`, `discriminator`; `refiner` and `critic`, or None |
 
     Raises:
         UserError: there is no such family, or a field or a published folder cannot be used.
@@ -170,7 +170,16 @@ def _adversarial(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
     sizes = _sizes(config)
     generator = Generator(**config.model.generator, **sizes, rngs=rngs)
     discriminator = Viewer(**config.model.discriminator, **sizes, features=1, rngs=rngs)
-    return {"generator": generator, "discriminator": discriminator}
+    refiner = critic = None
+    if fields := config.model.refiner:
+        small, embedding = sizes["side"], sizes["embedding"]
+        refiner = Refiner(**fields, small=small, embedding=embedding, rngs=rngs)
+        larger = {"side": fields.side, "embedding": embedding}
+        critic = Viewer(**config.model.critic, **larger, features=1, rngs=rngs)
+    return {
+        **{"generator": generator, "discriminator": discriminator},
+        **{"refiner": refiner, "critic": critic},
+    }
 
 
 def _sizes(config: ConfigDict) -> dict[str, Any]:

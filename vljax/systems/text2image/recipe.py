@@ -1,4 +1,4 @@
-"""The fields of a text-to-picture run: small recipes on scenes and published ones, by family."""
+"""The fields of a text-to-picture run, and the small recipes on scenes, by family."""
 
 import functools
 from typing import Any
@@ -7,8 +7,6 @@ from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
 from vljax.errors import UserError
-from vljax.models import glide, vqgan
-from vljax.models.clip import PUBLISHED
 from vljax.training.optimizer import get_stage_config
 
 #: What draws: see `vljax.systems.text2image.families`.
@@ -32,8 +30,8 @@ _CLIP = {
     "vision_width": 64,
 }
 
-# A stage of the small recipes.
-_stage = functools.partial(get_stage_config, name="muon")
+#: A stage of the small recipes.
+stage_fields = functools.partial(get_stage_config, name="muon")
 
 
 def get_config(family: str = "latent") -> ConfigDict:
@@ -76,6 +74,9 @@ def get_config(family: str = "latent") -> ConfigDict:
         "unclip": {},
         "generator": {},
         "discriminator": {},
+        # Of `adversarial`: draws what `generator` drew anew, larger (its `side`), and its critic.
+        "refiner": {},
+        "critic": {},
         # Of `latent`: what is learnt of one thing, see `with_personal`.
         "personal": {},
     }
@@ -133,7 +134,7 @@ def get_config(family: str = "latent") -> ConfigDict:
     config.pretrained = {"clip": ""}
     config.log.pictures_every = 500
     config.checkpoint.every = 500
-    stages: dict[str, Any] = {"clip": _stage(64, 400, learning_rate=3e-3)}
+    stages: dict[str, Any] = {"clip": stage_fields(64, 400, learning_rate=3e-3)}
     _RECIPES[family](config, stages)
     config.stages = stages
     return config
@@ -175,8 +176,8 @@ def _latent(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.model.text_encoder = config.model.clip
     config.model.clip = {}
     config.pretrained.update({"sd": "", "inpaint": ""})
-    stages["autoencoder"] = _stage(16, 1000, ema_decay=0.99, name="adamw", learning_rate=3e-3)
-    stages["diffusion"] = _stage(16, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
+    stages["autoencoder"] = stage_fields(16, 1000, ema_decay=0.99, name="adamw", learning_rate=3e-3)
+    stages["diffusion"] = stage_fields(16, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
 
 
 def _pixels(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -204,7 +205,7 @@ def _pixels(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.samples.update({"sampler": "ddpm", "steps": "50"})
     config.pretrained.glide = ""
     # Stage `upsampler` is there where the part is, see `with_upsampler`.
-    stages["diffusion"] = _stage(8, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
+    stages["diffusion"] = stage_fields(8, 2500, ema_decay=0.995, learning_rate=6e-3, b2=0.99)
 
 
 _CODES = {
@@ -224,8 +225,8 @@ _CODES = {
 
 def _code_stages() -> dict[str, Any]:
     return {
-        "autoencoder": _stage(8, 800, learning_rate=1e-2),
-        "vqgan": _stage(8, 800, ema_decay=0.99, learning_rate=3e-3),
+        "autoencoder": stage_fields(8, 800, learning_rate=1e-2),
+        "vqgan": stage_fields(8, 800, ema_decay=0.99, learning_rate=3e-3),
     }
 
 
@@ -244,7 +245,7 @@ def with_upsampler(config: ConfigDict, side: int = 64) -> ConfigDict:
         "attention_resolutions": (8,),
     }
     config.pretrained.upsampler = ""
-    config.stages.upsampler = _stage(4, 1000, ema_decay=0.99, learning_rate=6e-3, b2=0.99)
+    config.stages.upsampler = stage_fields(4, 1000, ema_decay=0.99, learning_rate=6e-3, b2=0.99)
     return config
 
 
@@ -261,7 +262,7 @@ def with_personal(config: ConfigDict, stage: str) -> ConfigDict:
     """
     name = {"inversion": "textual inversion", "dreambooth": "DreamBooth"}[stage]
     config.about = f"{config.about[:-1]}, then {name} of a purple circle."
-    _with_stage(config, stage)
+    personalise(config, stage)
     circles = {**config.data.scenes.to_dict(), "shapes": ("circle",)}
     config.personal.update(
         {
@@ -274,15 +275,16 @@ def with_personal(config: ConfigDict, stage: str) -> ConfigDict:
     return config
 
 
-def _with_stage(config: ConfigDict, stage: str) -> None:
+def personalise(config: ConfigDict, stage: str) -> None:
+    """Add a stage of `PERSONAL`, and the part that it trains."""
     inverts = stage == "inversion"
     config.model.personal = {"vectors": int(inverts), "unet": not inverts}
     config.pretrained.personal = ""
     steady: dict[str, Any] = {"name": "adamw", "schedule": "constant", "warmup_steps": 0}
     config.stages[stage] = (
-        _stage(8, 500, learning_rate=2e-2, **steady)
+        stage_fields(8, 500, learning_rate=2e-2, **steady)
         if inverts
-        else _stage(8, 200, learning_rate=3e-4, **steady)
+        else stage_fields(8, 200, learning_rate=3e-4, **steady)
     )
 
 
@@ -301,7 +303,7 @@ def _tokens(config: ConfigDict, stages: dict[str, Any]) -> None:
     }
     config.pretrained.update({"vqgan": "", "transformer": ""})
     stages.update(_code_stages())
-    stages["transformer"] = _stage(32, 1200, learning_rate=3e-3)
+    stages["transformer"] = stage_fields(32, 1200, learning_rate=3e-3)
 
 
 _MASKED = {"kernel": 5, "value_features": 8, "dtype": "float32"}
@@ -317,7 +319,7 @@ def _vqvae(config: ConfigDict, stages: dict[str, Any]) -> None:
     }
     config.pretrained.update({"vqgan": "", "prior": ""})
     stages.update(_code_stages())
-    stages["prior"] = _stage(32, 1500, ema_decay=0.99, learning_rate=3e-3)
+    stages["prior"] = stage_fields(32, 1500, ema_decay=0.99, learning_rate=3e-3)
 
 
 def _pixelcnn(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -328,17 +330,17 @@ def _pixelcnn(config: ConfigDict, stages: dict[str, Any]) -> None:
         **{"first_kernel": 7, "features": 48, "layers": 5, "head_features": 96},
     }
     config.pretrained.pixelcnn = ""
-    stages["pixelcnn"] = _stage(16, 1000, ema_decay=0.99, learning_rate=3e-3)
+    stages["pixelcnn"] = stage_fields(16, 1000, ema_decay=0.99, learning_rate=3e-3)
 
 
-_PICTURES = {"widths": (32, 64, 96), "norm_groups": 8}
+_PICTURES: dict[str, Any] = {"widths": (32, 64, 96), "norm_groups": 8}
 
 
 def _variational(config: ConfigDict, stages: dict[str, Any]) -> None:
     """A text-conditional variational autoencoder (Kingma & Welling 2014; Sohn et al. 2015)."""
     config.model.vae = {"latents": 64, **_PICTURES}
     config.pretrained.vae = ""
-    stages["variational"] = _stage(32, 2000, ema_decay=0.99, learning_rate=3e-3)
+    stages["variational"] = stage_fields(32, 2000, ema_decay=0.99, learning_rate=3e-3)
 
 
 def _unclip(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -354,7 +356,7 @@ def _unclip(config: ConfigDict, stages: dict[str, Any]) -> None:
     config.diffusion.update({"schedule": "cosine", "prediction": "x0"})
     config.samples.update({"steps": "25", "guidance_scale": 0.0})
     config.pretrained.unclip = ""
-    stages["prior"] = _stage(64, 1000, ema_decay=0.99, learning_rate=3e-3)
+    stages["prior"] = stage_fields(64, 1000, ema_decay=0.99, learning_rate=3e-3)
 
 
 def _adversarial(config: ConfigDict, stages: dict[str, Any]) -> None:
@@ -369,7 +371,23 @@ def _adversarial(config: ConfigDict, stages: dict[str, Any]) -> None:
         "schedule": "constant",
         "clip_norm": 0.0,
     }
-    stages["adversarial"] = _stage(16, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
+    stages["adversarial"] = stage_fields(16, 2000, ema_decay=0.995, learning_rate=1e-3, **adam)
+
+
+def with_refiner(config: ConfigDict, side: int = 64) -> ConfigDict:
+    """The small recipe of `adversarial` with StackGAN's second stage.
+
+    Args:
+        config: Changed in place, and returned.
+        side: Of the pictures then; a multiple of the first generator's.
+    """
+    config.about = f"{config.about[:-1]}, drawn anew at {side} px by a second generator."
+    config.model.refiner = {"side": side, "condition": 64, "blocks": 2, **_PICTURES}
+    config.model.critic = {"widths": (16, *_PICTURES["widths"]), "norm_groups": 8}
+    config.pretrained.update({"refiner": "", "critic": ""})
+    config.stages.refine = config.stages.adversarial.copy_and_resolve_references()
+    config.stages.refine.update({"batch_size": 8, "num_steps": 1000})
+    return config
 
 
 _RECIPES = {
@@ -382,99 +400,3 @@ _RECIPES = {
     "unclip": _unclip,
     "adversarial": _adversarial,
 }
-
-
-def get_published_config(family: str, data_dir: str) -> ConfigDict:
-    """Published networks of a family, on COCO's captions.
-
-    - `latent`: Stable Diffusion 1.5 at 512 px, whose folder `pretrained.sd` gives; nothing trains.
-    - `pixels`: GLIDE's filtered model at 64 px, whose file `pretrained.glide` gives.
-    - `tokens`: SeMani-Trans's Transformer and optimizer, without gray pictures, at 256 px over the
-      codes of the published VQGAN, which `pretrained.vqgan` gives (16×16 of 1,024). DALL-E's own,
-      of 12 billion parameters, was never published.
-    - `vqvae`: a PixelCNN over the same codes.
-    - `pixelcnn`, `variational`, `unclip`, `adversarial`: the small networks, at 64 px, on CLIP
-      ViT-B/32's texts.
-
-    Args:
-        family: Of `FAMILIES`.
-        data_dir: COCO's folder.
-    """
-    config = get_config(family)
-    config.about = f"Pictures of COCO's captions, family {family}, at a published size."
-    config.data.update({"name": "coco", "path": data_dir, "split": "train2014", "workers": 4})
-    towers = {"context_length": 77, "vocabulary_size": 49_408, "head_channels": 64}
-    if family == "latent":
-        config.data.image_size = 512
-        config.model.vae = {"remat": "off", "dtype": "float32"}
-        config.model.unet = {"remat": "off", "dtype": "bfloat16", "context_features": 768}
-        config.model.text_encoder = {"text_width": 768, "text_layers": 12, "dtype": "float32"}
-        config.diffusion.update({"prediction": "epsilon", "clean_end": False})
-        config.samples.update({"guidance_scale": 6.5, "steps": "leading50+1"})
-        config.stages = {}
-        return config
-    config.data.image_size = 64
-    config.model.clip = {**PUBLISHED["ViT-B/32"], **towers}
-    del config.stages["clip"]
-    if family == "pixels":
-        for part, name in (("unet", "base"), ("upsampler", "upsample")):
-            fields = {
-                "norm_groups": 32,
-                "remat": "off",
-                "dtype": "bfloat16",
-                **glide.PUBLISHED[name],
-            }
-            texts = {n: v for n, v in fields.items() if n.startswith(("text", "vocabulary"))}
-            config.model.text_encoder = texts
-            kept = {*fields} - {*texts, "out_channels", "in_channels"}
-            config.model[part] = {n: fields[n] for n in kept}
-        del config.model.unet["image_size"]
-        config.pretrained.upsampler = ""
-        diffusion = {"prediction": "epsilon", "variance": "learned_range", "caption_dropout": 0.2}
-        config.diffusion.update(diffusion)
-        config.samples.guidance_scale = 2.0
-        config.stages.upsampler = config.stages.diffusion.copy_and_resolve_references()
-    if family in ("tokens", "vqvae"):
-        _published_codes(config)
-    return config
-
-
-def get_personal_config(stage: str, data_dir: str) -> ConfigDict:
-    """A published Stable Diffusion, which `pretrained.sd` gives, that learns one thing.
-
-    Rates and lengths are those of the papers: 5,000 steps at 0.005 times the batch (Gal et al.,
-    section 4.1), 1,000 at 5·10⁻⁶ (Ruiz et al., section 4).
-
-    Args:
-        stage: Of `PERSONAL`.
-        data_dir: Holds three to five pictures of the thing.
-    """
-    config = get_published_config("latent", data_dir)
-    config.data.update({"name": "folder", "held_out": 0})
-    _with_stage(config, stage)
-    config.about = f"Stable Diffusion learns one thing from a few pictures, by {stage}."
-    config.personal.update({"word": "<mine>" if stage == "inversion" else "sks"})
-    config.personal.prior = {"path": ""}
-    stated = {"inversion": (5_000, 5e-3), "dreambooth": (1_000, 5e-6)}
-    steps, rate = stated[stage]
-    config.stages[stage].update({"batch_size": 1, "num_steps": steps})
-    config.stages[stage].optimizer.learning_rate = rate
-    return config
-
-
-def _published_codes(config: ConfigDict) -> None:
-    config.data.image_size = 256
-    shared = {"beta": 0.25, "legacy": True, "remat": "off", "dtype": "float32"}
-    config.model.vqgan = {**vqgan.PUBLISHED["imagenet_f16_1024"], **shared}
-    for name in ("autoencoder", "vqgan"):
-        del config.stages[name]
-    adamw: dict[str, Any] = {"name": "adamw", "learning_rate": 5e-4, "b2": 0.96}
-    adamw |= {"weight_decay": 1e-3, "clip_norm": 4.0, "warmup_steps": 1000}
-    if config.family == "tokens":
-        config.model.transformer.update({"features": 512, "layers": 24, "heads": 8})
-        config.model.transformer.update({"head_channels": 64, "text_length": 76})
-        config.model.transformer.update({"remat": "keep_products", "dtype": "bfloat16"})
-        config.stages.transformer = _stage(96, 400_000, **adamw)
-    else:
-        config.model.pixelcnn.update({"features": 256, "layers": 12, "dtype": "bfloat16"})
-        config.stages.prior = _stage(96, 400_000, ema_decay=0.999, **adamw)

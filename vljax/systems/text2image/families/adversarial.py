@@ -2,11 +2,16 @@
 
 Reed et al., *Generative Adversarial Text to Image Synthesis* (2016): the discriminator also learns
 that a real picture under another's text is wrong (GAN-INT-CLS, algorithm 1). Zhang et al.,
-*StackGAN* (2017): conditioning augmentation. The hinge loss (Lim & Ye 2017) and the penalty on the
+*StackGAN* (2017): conditioning augmentation, and a second generator that draws the first one's
+pictures anew, larger (section 3.4). The hinge loss (Lim & Ye 2017) and the penalty on the
 discriminator's gradient at real pictures (R1, Mescheder et al. 2018) came later. Stage
-`adversarial`; both players descend one scalar, in each one's term the other is held.
+`adversarial`, and where there is a second generator `refine`, in which the first one rests; both
+players descend one scalar, in each one's term the other is held.
 """
 
+import functools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,27 +26,59 @@ from vljax.systems.text2image.families.family import (
     Family,
     Wish,
     drawings,
+    enlarged,
     make_stage,
     read_texts,
     told,
 )
 from vljax.training.stage import Stage
 
+# Makes the second generator's noise another than the first one's.
+_SECOND = 2**30
 # One in so many real pictures is penalised in each step.
 _PENALISED = 4
 
 
 def stages(config: ConfigDict) -> list[Stage]:
-    """`adversarial`, where the config has it."""
-    if "adversarial" not in config.stages:
-        return []
-    train = [(r"generator\.", 1.0), (r"discriminator\.", 1.0)]
+    """`adversarial` and `refine`, where the config has them."""
     length = config.model.clip.context_length
-    pictures = drawings(FAMILY, config)
-    return [make_stage(config, "adversarial", _loss(config), train, length, pictures=pictures)]
+    made = {
+        "adversarial": lambda name: make_stage(
+            config,
+            name,
+            _loss(config, _first, "discriminator"),
+            [(r"generator\.", 1.0), (r"discriminator\.", 1.0)],
+            length,
+            pictures=drawings(replace(FAMILY, draw=draw_small), config),
+        ),
+        "refine": lambda name: make_stage(
+            enlarged(config, config.model.refiner.side),
+            name,
+            _loss(config, _second, "critic"),
+            [(r"refiner\.", 1.0), (r"critic\.", 1.0)],
+            length,
+            pictures=drawings(FAMILY, config),
+        ),
+    }
+    return [make(name) for name, make in made.items() if name in config.stages]
 
 
-def _loss(config: ConfigDict) -> Any:
+Drawn = tuple[Float[Array, "b h w 3"], Float[Array, " b"]]
+
+
+def _first(model: Any, texts: Float[Array, "b e"], keys: Key[Array, "*b"]) -> Drawn:
+    return model.generator(texts, keys)
+
+
+def _second(model: Any, texts: Float[Array, "b e"], keys: Key[Array, "*b"]) -> Drawn:
+    """The second generator's, of what the first one draws, which learns nothing by it."""
+    small, _ = jax.lax.stop_gradient(model.generator(texts, keys))
+    fold = jax.vmap(jax.random.fold_in, (0, None)) if keys.ndim else jax.random.fold_in
+    return model.refiner(small, texts, fold(keys, _SECOND))
+
+
+def _loss(config: ConfigDict, draws: Callable[..., Drawn], against: str) -> Any:
+    """The loss of what draws, and of the part `against` it."""
     fields = config.adversarial
 
     def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
@@ -50,8 +87,8 @@ def _loss(config: ConfigDict) -> Any:
         # Some pictures are drawn of what lies between two texts (GAN-INT).
         between = jnp.arange(len(texts)) < round(fields.interpolated * len(texts))
         asked = jnp.where(between[:, None], (texts + others) / 2, texts)
-        drawn, divergence = model.generator(asked, key)
-        judge: Viewer = model.discriminator
+        drawn, divergence = draws(model, asked, key)
+        judge: Viewer = getattr(model, against)
         held = jax.lax.stop_gradient(judge)
         deceived = -held(drawn, asked).mean()
 
@@ -88,20 +125,30 @@ def _penalty(
     return jnp.square(gradient).sum((1, 2, 3)).mean()
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="draws")
 def draw_batch(
-    model: Any, tokens: Int[Array, "b n"], keys: Key[Array, " b"]
+    model: Any, tokens: Int[Array, "b n"], keys: Key[Array, " b"], *, draws: Callable[..., Drawn]
 ) -> UInt8[Array, "b h w 3"]:
     """The pictures, one pass."""
-    return to_pixels(model.generator(told(model, tokens), keys)[0])
+    return to_pixels(draws(model, told(model, tokens), keys)[0])
 
 
 def draw(
     model: Any, config: ConfigDict, wish: Wish, progress: Progress | None = None
 ) -> UInt8[Array, "b h w 3"]:
     """The pictures of a wish."""
+    if model.refiner is None:
+        return draw_small(model, config, wish, progress)
     tokens = read_texts(config, wish.texts)
-    return draw_batch(model, jnp.asarray(tokens), wish.keys())
+    return draw_batch(model, jnp.asarray(tokens), wish.keys(), draws=_second)
+
+
+def draw_small(
+    model: Any, config: ConfigDict, wish: Wish, progress: Progress | None = None
+) -> UInt8[Array, "b h w 3"]:
+    """The first generator's pictures."""
+    tokens = read_texts(config, wish.texts)
+    return draw_batch(model, jnp.asarray(tokens), wish.keys(), draws=_first)
 
 
 FAMILY = Family(name="adversarial", heeds=frozenset(), stages=stages, draw=draw)

@@ -175,6 +175,13 @@ def make_stage(
     )
 
 
+def enlarged(config: ConfigDict, side: int) -> ConfigDict:
+    """The config with data of a second network's size."""
+    larger = config.copy_and_resolve_references()
+    larger.data.image_size = side
+    return larger
+
+
 def told(model: Any, tokens: Array) -> Float[Array, "b e"]:
     """What `variational` and `adversarial` know of texts; no gradient reaches CLIP."""
     return jax.lax.stop_gradient(embed_texts(model, tokens))

@@ -35,6 +35,7 @@ from vljax.systems.text2image.families.family import (
     Wish,
     caption_transform,
     drawings,
+    enlarged,
     make_stage,
 )
 from vljax.systems.text2image.model import make_tokenizer
@@ -49,6 +50,7 @@ def stages(config: ConfigDict) -> list[Stage]:
     """`diffusion` and `upsampler`, where the config has them."""
     length, share = config.model.text_encoder.text_length, config.diffusion.caption_dropout
     reader = text_tokenizer(config)
+    larger = enlarged(config, config.model.upsampler.get("image_size", 0))
     made = {
         "diffusion": lambda name: make_stage(
             config,
@@ -60,7 +62,7 @@ def stages(config: ConfigDict) -> list[Stage]:
             pictures=drawings(replace(FAMILY, draw=draw_small), config),
         ),
         "upsampler": lambda name: make_stage(
-            _enlarged(config),
+            larger,
             name,
             _loss(
                 "upsampler",
@@ -70,7 +72,7 @@ def stages(config: ConfigDict) -> list[Stage]:
             ),
             [(r"upsampler\.", 1.0)],
             length,
-            transform=caption_transform(_enlarged(config), length, tokenizer=reader),
+            transform=caption_transform(larger, length, tokenizer=reader),
             pictures=drawings(FAMILY, config),
         ),
     }
@@ -91,13 +93,6 @@ def text_tokenizer(config: ConfigDict) -> Tokenizer:
             "own; give --config.glide_tokenizer=vocab.bpe.gz, with encoder.json.gz beside it"
         )
     return make_tokenizer(config)
-
-
-def _enlarged(config: ConfigDict) -> ConfigDict:
-    """With data of the second network's size."""
-    larger = config.copy_and_resolve_references()
-    larger.data.image_size = config.model.upsampler.image_size
-    return larger
 
 
 def _process(config: ConfigDict, steps: str = "") -> Process:

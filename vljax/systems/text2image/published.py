@@ -55,6 +55,7 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
             config.model[part] = {n: fields[n] for n in kept}
         del config.model.unet["image_size"]
         config.pretrained.upsampler = ""
+        config.text_rate = 1.0
         diffusion = {"prediction": "epsilon", "variance": "learned_range", "caption_dropout": 0.2}
         config.diffusion.update(diffusion)
         config.samples.guidance_scale = 2.0

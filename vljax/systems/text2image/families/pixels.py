@@ -42,6 +42,8 @@ from vljax.systems.text2image.model import make_tokenizer
 from vljax.training.stage import Stage
 
 _BITS_STEPS = "50"
+# What reads the texts, but for the layers that hand them on.
+_TEXT = r"(transformer\.|final_ln\.|token_embedding\.|positional_embedding|padding_embedding)"
 # Makes the upsampler's noise another than the first network's.
 _SECOND = 2**30
 
@@ -50,13 +52,17 @@ def stages(config: ConfigDict) -> list[Stage]:
     """`diffusion` and `upsampler`, where the config has them."""
     length, share = config.model.text_encoder.text_length, config.diffusion.caption_dropout
     reader = text_tokenizer(config)
+
+    def trained(part: str) -> list[tuple[str, float]]:
+        return [(rf"{part}\.{_TEXT}", config.text_rate), (rf"{part}\.", 1.0)]
+
     larger = enlarged(config, config.model.upsampler.get("image_size", 0))
     made = {
         "diffusion": lambda name: make_stage(
             config,
             name,
             _loss("glide", make_process(config), reader),
-            [(r"glide\.", 1.0)],
+            trained("glide"),
             length,
             transform=caption_transform(config, length, share, tokenizer=reader),
             pictures=drawings(replace(FAMILY, draw=draw_small), config),
@@ -70,7 +76,7 @@ def stages(config: ConfigDict) -> list[Stage]:
                 reader,
                 config.model.upsampler.image_size // config.data.image_size,
             ),
-            [(r"upsampler\.", 1.0)],
+            trained("upsampler"),
             length,
             transform=caption_transform(larger, length, tokenizer=reader),
             pictures=drawings(FAMILY, config),

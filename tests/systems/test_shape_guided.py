@@ -608,6 +608,7 @@ def test_rows_of_a_table_may_share_an_inversion(tiny, name):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")  # at this size running costs more than compiling
 def test_a_photograph_at_the_published_architecture():
     """One annotated photograph end to end at Stable Diffusion 1.5's size; random weights: plumbing.
 

@@ -46,9 +46,11 @@ def test_words_find_their_entities(tables):
     assert choice["entities"] > max(75, choice["word patches"] + 10)
 
 
-def test_the_semantic_loss_raises_the_clip_score(tables):
+def test_pictures_come_nearer_to_their_texts(tables):
+    """With and without the semantic loss, which adds nothing to it here."""
     score = column(tables[TABLE_1], "CLIP-score")
-    assert score["SeMani-Trans"] > score["without semantic loss"] > score["nothing edited"]
+    assert score["SeMani-Trans"] > score["nothing edited"] + 3
+    assert score["without semantic loss"] > score["nothing edited"] + 3
 
 
 def test_a_gray_picture_keeps_shapes(tables):

@@ -2,6 +2,10 @@ r"""text2image, family pixels.
 
 python -m vljax.train --config configs/text2image_pixels_coco.py --workdir runs/pixels
 python -m vljax.generate --workdir runs/pixels --out drawn --prompt "a photo of a red star"
+
+Expected on scenes, 96 pictures of one seed after 10 CPU minutes: of the largest objects 74 ± 4 %
+have the colour asked for, 18 ± 4 the shape, 15 ± 4 both (by chance 13, 17 and 2). As published it
+has not been run here.
 """
 
 from functools import partial

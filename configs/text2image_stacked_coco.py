@@ -2,6 +2,9 @@ r"""text2image, family adversarial, whose pictures a second generator draws anew
 
 python -m vljax.train --config configs/text2image_stacked_coco.py --workdir runs/stacked
 python -m vljax.generate --workdir runs/stacked --out drawn --prompt "a photo of a red star"
+
+Neither has been trained to numbers here. On COCO the second generator's stage is as short as on
+scenes: give `--config.stages.refine.num_steps`.
 """
 
 from ml_collections import ConfigDict

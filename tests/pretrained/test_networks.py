@@ -344,7 +344,7 @@ def test_concepts_that_cannot_be(drawn, tmp_path):
         with pytest.raises(UserError, match=problem):
             with_concepts(sd, tokenizer, [file])
     write_concept(file, Concept("<toy>", np.ones((1, width), np.float32)))
-    with pytest.raises(UserError, match="is a word of the vocabulary"):
+    with pytest.raises(UserError, match="was learnt already"):
         with_concepts(sd, tokenizer, [file, file])
 
 

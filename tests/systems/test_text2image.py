@@ -412,7 +412,7 @@ def test_a_gan_learns_from_mismatched_pairs_and_interpolated_texts():
 
     def found(**changed):
         config.adversarial.update({"mismatch": True, "interpolated": 0.0, "r1": 1.0, **changed})
-        loss = adversarial._loss(config, adversarial._first, "discriminator")
+        loss = adversarial._loss(config, adversarial._first, "generator", "discriminator")
         value, told = jax.jit(loss)(model, batch, jax.random.key(0))
         return float(value), {name: float(v) for name, v in told.items()}
 

@@ -15,10 +15,12 @@ from vljax.models.parameters import named_parameters
 from vljax.pretrained.concepts import read_concepts
 from vljax.systems.text2image import PERSONAL, SYSTEM, get_personal_config, with_personal
 from vljax.systems.text2image.families import Wish, latent, personal
-from vljax.systems.text2image.likeness import TABLE, judge_likeness
+from vljax.systems.text2image.likeness import TABLE
 from vljax.systems.text2image.model import make_model
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+KEY = jax.random.key(0)
 
 
 def recipe(stage):
@@ -109,7 +111,6 @@ def test_the_table(begun):
         assert before[name] == after[name]  # nothing is learnt yet
     assert -1 <= thing["likeness"] <= 1
     assert list(report.figures) == ["figure_1_one_thing"]
-    assert judge_likeness.__doc__
 
 
 def test_diffusers_opens_what_was_learnt(begun, tmp_path):
@@ -130,29 +131,68 @@ def test_diffusers_opens_what_was_learnt(begun, tmp_path):
     )
 
 
-def test_photographs_of_ones_own(tmp_path):
+def test_photographs_of_ones_own(tiny_stable_diffusion, tmp_path):
     """As published: the pictures in a folder, those of the noun in another."""
     for folder, count in (("mine", 3), ("others", 2)):
         (tmp_path / folder).mkdir()
         for i in range(count):
-            picture = np.full((40, 50, 3), 20 * i, np.uint8)
+            picture = np.full((40, 50, 3), 20 * i + 100 * (folder == "others"), np.uint8)
             Image.fromarray(picture).save(tmp_path / folder / f"{i}.png")
     config = get_personal_config("dreambooth", str(tmp_path / "mine"))
-    tiny = recipe("dreambooth")
-    config.model, config.tokenizer = tiny.model, ""
-    config.personal.noun = "dog"
-    config.pretrained.sd = ""
-    with pytest.raises(UserError, match=r"personal\.prior\.path is missing: .*prior_weight=0"):
-        personal.stages(config)
+    config.data.image_size = 16
+    with pytest.raises(UserError, match=r"personal\.noun is missing"):
+        SYSTEM.stages(config)
+    config.personal.noun = "circle"
+    with pytest.raises(UserError, match=r"pretrained\.sd is missing"):
+        SYSTEM.stages(config)
+    config.pretrained.sd = str(tiny_stable_diffusion[0])
+    with pytest.raises(UserError, match=r"prior\.path is missing: .*prior_weight=0"):
+        SYSTEM.stages(config)
     config.personal.prior.path = str(tmp_path / "others")
-    with pytest.raises(UserError, match="tokenizer"):
-        personal.stages(config)
+    (stage,) = SYSTEM.stages(config)
+    assert len(stage.source) == 6
+    example = stage.transform(stage.source[5], np.random.default_rng(0))
+    assert (example["image"][0, 0, 0], example["prior_image"][0, 0, 0]) == (40, 120)
+    assert example["image"].shape == (16, 16, 3)
+    assert example["tokens"].shape == example["prior_tokens"].shape == (77,)
+    skeleton = jax.eval_shape(lambda: make_model(config))
+    gradient = jax.eval_shape(
+        jax.grad(lambda m: stage.loss(m, {n: v[None] for n, v in example.items()}, KEY)[0]),
+        skeleton,
+    )
+    assert gradient.personal.unet is not None
+
+
+def test_both_stages_follow_each_other():
+    """The word is learnt by the U-Net as it was, then the U-Net is fine-tuned on the word."""
+    config = with_personal(with_personal(tiny_config("latent"), "inversion"), "dreambooth")
+    config.personal.word = "<mine>"
+    assert config.model.personal.to_dict() == {"vectors": 1, "unet": True}
+    model = with_random_weights(jax.eval_shape(lambda: make_model(config)))
+    inversion, dreambooth = SYSTEM.stages(config)[-2:]
+    batch = batch_of(inversion)
+    gradient = jax.jit(jax.grad(lambda m: inversion.loss(m, batch, KEY)[0]))(model)
+    moved = {n for n, g in named_parameters(gradient).items() if np.any(g)}
+    assert any(name.startswith("sd.unet.") for name in moved)
+    assert not any(name.startswith("personal.unet.") for name in moved)
+    begun = dreambooth.start(model)
+    np.testing.assert_array_equal(begun.personal.vectors[...], model.personal.vectors[...])
+    assert personal.subject(config) == "<mine>"
+
+
+def test_clip_reads_the_noun_for_the_word():
+    config = recipe("inversion")
+    assert personal.with_noun(config, "a <mine> at night") == "a circle at night"
+    assert personal.with_noun(recipe("dreambooth"), "a sks circle") == "a sks circle"
+    with pytest.raises(UserError, match="'<mine>' was learnt already"):
+        personal.read_word(config).with_word("<mine>", 800, 2)
 
 
 @pytest.mark.parametrize(
     ("stage", "field", "value", "message"),
     [
         ("inversion", "noun", "", r"personal\.noun is missing"),
+        ("dreambooth", "word", " ", r"personal\.word is missing"),
         ("inversion", "word", "circle", "'circle' is a word of the vocabulary"),
         ("dreambooth", "templates", ("a photo",), r"personal\.templates=.*\{\}"),
         ("dreambooth", "prior_weight", -1.0, r"personal\.prior_weight=-1"),
@@ -170,6 +210,14 @@ def test_a_part_without_anything_is_refused():
     config.model.personal.vectors = 0
     with pytest.raises(UserError, match=r"model\.personal\.vectors=0"):
         jax.eval_shape(lambda: make_model(config))
+
+
+@pytest.mark.parametrize(("part", "value"), [("unet", True), ("vectors", 0)])
+def test_what_no_stage_learns_is_told(part, value):
+    config = recipe("inversion")
+    config.model.personal[part] = value
+    with pytest.raises(UserError, match=rf"model\.personal\.{part}={value}: stage"):
+        SYSTEM.stages(config)
 
 
 ROOT = Path(__file__).parents[2]

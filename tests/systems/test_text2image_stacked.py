@@ -68,5 +68,5 @@ def test_the_first_generator_rests(opened):
 
 @pytest.mark.parametrize("side", [32, 48, 96])
 def test_sides_that_do_not_fit_are_told(side):
-    with pytest.raises(UserError, match=rf"model\.refiner\.side={side}: give .* 2, 4 or 8"):
+    with pytest.raises(UserError, match=rf"model\.refiner\.side={side}: give .* a power of 2"):
         jax.eval_shape(lambda: make_model(recipe(side)))

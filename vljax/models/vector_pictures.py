@@ -296,7 +296,7 @@ class Refiner(nnx.Module):
         factor = side // small
         if side % small or factor < 2 or factor & (factor - 1):
             raise UserError(
-                f"model.refiner.side={side}: give data.image_size={small} times 2, 4 or 8"
+                f"model.refiner.side={side}: give data.image_size={small} times a power of 2"
             )
         self.augment = Linear(embedding, 2 * condition, rngs=rngs)
         self.first = Conv(3, widths[0], 3, rngs=rngs)

@@ -96,6 +96,8 @@ class Tokenizer:
         Raises:
             UserError: the word is known.
         """
+        if self._backend.token_to_id(word) in self._own:
+            raise UserError(f"{word!r} was learnt already: give the other concept another word")
         if len(self._encode([word])[0]) < 2:
             raise UserError(
                 f"{word!r} is a word of the vocabulary: give the concept another, such as <mine>"

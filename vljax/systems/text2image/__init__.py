@@ -1,4 +1,4 @@
-"""text2image: pictures of texts, by four families of generative models.
+"""text2image: pictures of texts, by eight families of generative models.
 
 The lecture decks' methods side by side, each a family in `vljax.systems.text2image.families`:
 

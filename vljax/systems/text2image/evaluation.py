@@ -102,7 +102,7 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
     parameters = sum(
         leaf.size
         for path, leaf in named_parameters(model).items()
-        if not path.startswith(("clip.", "discriminator."))
+        if not path.startswith(("clip.", "discriminator.", "critic."))
     )
 
     def row(method: str, pictures: UInt8[np.ndarray, "g k h w 3"], **more: Any) -> Row:
@@ -154,13 +154,16 @@ def _judge_likeness(
     tokenizer: Tokenizer,
     name: str,
 ) -> Report:
+    for name_, usual in (("inception", None), ("candidates", Judging.candidates)):
+        if getattr(judging, name_) != usual:
+            raise UserError(f"--{name_}: of one thing learnt no row asks for it; leave it out")
     embed: Callable = jax.jit(lambda pictures: clip.encode_image(to_unit(pictures)))
     distance = (
         lpips_distance(load_lpips(judging.lpips))
         if judging.lpips
         else embedding_distance(lambda images: embed(to_pixels(images)), name)
     )
-    text = config.personal.templates[0].format(config.personal.noun)
+    text = config.personal.templates[0].replace("{}", config.personal.noun)
     tokens = jnp.asarray(tokenizer([text], clip.context_length))
     return judge_likeness(
         model,

@@ -62,9 +62,9 @@ def judge_likeness(
     thing = _thing(known) if open_benchmark(config.data).oracle is not None else None
     template, noun = config.personal.templates[0], config.personal.noun
     ways = (
-        (f"{noun}, before", template.format(noun), False),
-        (f"{noun}, after", template.format(noun), True),
-        (subject(config), template.format(subject(config)), True),
+        (f"{noun}, before", template.replace("{}", noun), False),
+        (f"{noun}, after", template.replace("{}", noun), True),
+        (subject(config), template.replace("{}", subject(config)), True),
     )
     rows, pictures = [], []
     for method, prompt, learnt in ways:
@@ -101,12 +101,12 @@ def _unlearnt(model: Text2Image, config: ConfigDict) -> tuple[Text2Image, Config
     return before, plain
 
 
-def _thing(pictures: UInt8[np.ndarray, "n h w 3"]) -> tuple[str, str]:
-    """The shape and colour that the oracle sees in most pictures."""
+def _thing(pictures: UInt8[np.ndarray, "n h w 3"]) -> tuple[str, str] | None:
+    """The shape and colour that the oracle sees in most pictures; None where it sees none."""
     seen = Counter(
         (one.shape, one.colour) for picture in pictures for one in oracle.detect(picture)
     )
-    return seen.most_common(1)[0][0]
+    return seen.most_common(1)[0][0] if seen else None
 
 
 def _shows(picture: UInt8[np.ndarray, "h w 3"], thing: tuple[str, str]) -> bool:

@@ -80,6 +80,9 @@ def get_personal_config(stage: str, data_dir: str) -> ConfigDict:
     personalise(config, stage)
     config.about = f"Stable Diffusion learns one thing from a few pictures, by {stage}."
     config.personal.update({"word": "<mine>" if stage == "inversion" else "sks"})
+    if stage == "inversion":
+        kinds = ("", "close-up ", "cropped ", "bright ", "dark ", "good ")
+        config.personal.templates = tuple(f"a {kind}photo of a {{}}" for kind in kinds)
     config.personal.prior = {"path": ""}
     stated = {"inversion": (5_000, 5e-3), "dreambooth": (1_000, 5e-6)}
     steps, rate = stated[stage]

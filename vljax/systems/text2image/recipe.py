@@ -283,7 +283,8 @@ def with_personal(config: ConfigDict, stage: str) -> ConfigDict:
 def personalise(config: ConfigDict, stage: str) -> None:
     """Add a stage of `PERSONAL`, and the part that it trains."""
     inverts = stage == "inversion"
-    config.model.personal = {"vectors": int(inverts), "unet": not inverts}
+    both = {"vectors": 0, "unet": False} | config.model.personal.to_dict()
+    config.model.personal = both | ({"vectors": 1} if inverts else {"unet": True})
     config.pretrained.personal = ""
     steady: dict[str, Any] = {"name": "adamw", "schedule": "constant", "warmup_steps": 0}
     config.stages[stage] = (

@@ -20,6 +20,7 @@ from vljax.ops.similarity import cosine
 from vljax.request import File, Picture, is_given, option
 from vljax.systems import Result
 from vljax.systems.text2image.families import FAMILIES, Wish
+from vljax.systems.text2image.families.personal import with_noun
 from vljax.systems.text2image.model import Text2Image, clip_of, make_tokenizer
 
 
@@ -187,8 +188,9 @@ def draw_best(
 def fit(
     clip: CLIP, config: ConfigDict, pictures: UInt8[np.ndarray, "n h w 3"], texts: list[str]
 ) -> Float[np.ndarray, " n"]:
-    """CLIP's cosines of pictures and texts."""
-    tokens = make_tokenizer(config)(texts, clip.context_length)
+    """CLIP's cosines of pictures and texts; a learnt word, which it does not know, is its noun."""
+    known = [with_noun(config, text) for text in texts]
+    tokens = make_tokenizer(config)(known, clip.context_length)
     return np.asarray(_cosines(clip, jnp.asarray(pictures), jnp.asarray(tokens)))
 
 

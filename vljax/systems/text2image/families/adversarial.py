@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from vljax.diffusion.progress import Progress
+from vljax.errors import UserError
 from vljax.models.vector_pictures import Viewer
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.text2image.families.family import (
@@ -42,11 +43,13 @@ _PENALISED = 4
 def stages(config: ConfigDict) -> list[Stage]:
     """`adversarial` and `refine`, where the config has them."""
     length = config.model.clip.context_length
+    if "refine" in config.stages and not config.model.refiner:
+        raise UserError("stages.refine: model.refiner is missing; see text2image.with_refiner")
     made = {
         "adversarial": lambda name: make_stage(
             config,
             name,
-            _loss(config, _first, "discriminator"),
+            _loss(config, _first, "generator", "discriminator"),
             [(r"generator\.", 1.0), (r"discriminator\.", 1.0)],
             length,
             pictures=drawings(replace(FAMILY, draw=draw_small), config),
@@ -54,7 +57,7 @@ def stages(config: ConfigDict) -> list[Stage]:
         "refine": lambda name: make_stage(
             enlarged(config, config.model.refiner.side),
             name,
-            _loss(config, _second, "critic"),
+            _loss(config, _second, "refiner", "critic"),
             [(r"refiner\.", 1.0), (r"critic\.", 1.0)],
             length,
             pictures=drawings(FAMILY, config),
@@ -77,8 +80,8 @@ def _second(model: Any, texts: Float[Array, "b e"], keys: Key[Array, "*b"]) -> D
     return model.refiner(small, texts, fold(keys, _SECOND))
 
 
-def _loss(config: ConfigDict, draws: Callable[..., Drawn], against: str) -> Any:
-    """The loss of what draws, and of the part `against` it."""
+def _loss(config: ConfigDict, draws: Callable[..., Drawn], part: str, against: str) -> Any:
+    """The loss of the part that draws, and of the one `against` it."""
     fields = config.adversarial
 
     def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
@@ -101,7 +104,8 @@ def _loss(config: ConfigDict, draws: Callable[..., Drawn], against: str) -> Any:
             wrong = 0.5 * (wrong + jax.nn.relu(1 + judge.compare(seen, others)).mean())
         penalty = _penalty(judge, images, texts)
         told_apart = jax.nn.relu(1 - right).mean() + wrong + 0.5 * fields.r1 * penalty
-        divergence = divergence.mean() / divergence.size
+        # Of a value of the condition, as in StackGAN's code.
+        divergence = divergence.mean() / (getattr(model, part).augment.weight.shape[-1] // 2)
         metrics = {
             "deceived": deceived,
             "right": right.mean(),

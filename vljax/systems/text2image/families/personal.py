@@ -39,7 +39,34 @@ def stages(config: ConfigDict) -> list[Stage]:
         UserError: the pictures are not there, or a field cannot be.
     """
     made = {"inversion": _inversion, "dreambooth": _dreambooth}
-    return [make(config) for name, make in made.items() if name in config.stages]
+    if asked := [name for name in made if name in config.stages]:
+        _check(config)
+    return [made[name](config) for name in asked]
+
+
+def _check(config: ConfigDict) -> None:
+    """Refuse fields that do not fit each other.
+
+    Raises:
+        UserError: they do not.
+    """
+    fields = config.model.personal
+    for name, part, has in (
+        ("inversion", "vectors", bool(fields.get("vectors"))),
+        ("dreambooth", "unet", bool(fields.get("unet"))),
+    ):
+        if (name in config.stages) != has:
+            raise UserError(
+                f"model.personal.{part}={fields.get(part)}: stage {name!r} learns it, so give both "
+                "or neither"
+            )
+    for name, what in (("noun", "what the pictures show, in a word: dog"), ("word", "such as sks")):
+        if not config.personal[name].strip():
+            raise UserError(f"--config.personal.{name} is missing: give one, {what}")
+    if not config.pretrained.sd and "diffusion" not in config.stages:
+        raise UserError(
+            "--config.pretrained.sd is missing: give the folder of the Stable Diffusion that learns"
+        )
 
 
 def personalised(model: Any, config: ConfigDict) -> tuple[StableDiffusion, Tokenizer]:
@@ -78,13 +105,15 @@ def open_pictures(config: ConfigDict, which: str) -> Source:
         UserError: they are not there.
     """
     fields = config.data.to_dict() | config.personal[which].to_dict()
-    if which == "prior" and not fields.get("path") and fields["name"] != "scenes":
+    benchmark = open_benchmark(ConfigDict(fields))
+    if which == "prior" and not fields.get("path") and benchmark.oracle is None:
         raise UserError(
             f"--config.personal.prior.path is missing: draw some 200 pictures first, "
             f'python -m vljax.generate --prompt "a photo of a {config.personal.noun}" --count 200, '
-            "and give their folder; or do without, --config.personal.prior_weight=0"
+            "and give their folder, less its sheet.png; or do without, "
+            "--config.personal.prior_weight=0"
         )
-    return open_benchmark(ConfigDict(fields)).pictures(("image",))
+    return benchmark.pictures(("image",))
 
 
 def _inversion(config: ConfigDict) -> Stage:
@@ -94,7 +123,8 @@ def _inversion(config: ConfigDict) -> Stage:
     noun = _noun(config)
 
     def loss(model: Any, batch: dict, key: Key[Array, ""]) -> Any:
-        sd = model.personal.within(model.sd)
+        # With the U-Net as it was, whatever shall be fine-tuned later.
+        sd = model.sd.with_words(model.personal.vectors[...])
         z0 = jax.lax.stop_gradient(sd.encode(to_unit(batch["image"])))
         context = sd.embed(batch["tokens"])
 
@@ -163,16 +193,8 @@ def _dreambooth(config: ConfigDict) -> Stage:
 
 
 def _noun(config: ConfigDict) -> Sequence[int]:
-    """The noun's tokens, without start and end.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The noun's tokens, without start and end."""
     tokenizer = make_tokenizer(config)
-    if not config.personal.noun.strip():
-        raise UserError(
-            "--config.personal.noun is missing: say what the pictures show, in a word: dog"
-        )
     row = tokenizer([config.personal.noun], 77)[0]
     return [int(i) for i in row[1 : row.argmax()]]
 
@@ -203,8 +225,8 @@ class _Beside:
 class _Shown:
     """`transform(example, rng)`: pictures at the config's size, and a text by chance.
 
-    Texts name nothing but the thing (Gal et al., appendix; in DreamBooth the one text that its
-    section 3.2 has is one of them).
+    Texts name nothing but the thing. Gal et al. have some 27 (appendix), Ruiz et al. one without
+    "a photo of" (section 3.2): `personal.templates`.
     """
 
     def __init__(self, config: ConfigDict) -> None:
@@ -223,12 +245,19 @@ class _Shown:
         template = self.templates[rng.integers(len(self.templates))]
         made = {
             "image": resize_and_crop(example["image"], self.side),
-            "tokens": self._read(template.format(self.subject)),
+            "tokens": self._read(template.replace("{}", self.subject)),
         }
         if "prior_image" in example:
             made["prior_image"] = resize_and_crop(example["prior_image"], self.side)
-            made["prior_tokens"] = self._read(template.format(self.noun))
+            made["prior_tokens"] = self._read(template.replace("{}", self.noun))
         return made
 
     def _read(self, text: str) -> Int[np.ndarray, " n"]:
         return self.tokenizer([text], self.length)[0]
+
+
+def with_noun(config: ConfigDict, text: str) -> str:
+    """A text as those read it who did not learn the word: with the noun in its place."""
+    if not config.model.personal.get("vectors"):
+        return text
+    return text.replace(config.personal.word, config.personal.noun)

@@ -84,7 +84,7 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
         UserError: a flag cannot be, or there is no CLIP to judge by.
     """
     judged_by, tokenizer, name = _judging_clip(model, config, judging)
-    if config.model.personal:
+    if config.model.get("personal"):
         return _judge_likeness(model, config, judging, judged_by, tokenizer, name)
     texts, classes = _texts(config, judging)
     real = _real(config, judging.real)

@@ -85,7 +85,7 @@ def _latent(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
         beside = {**parts["unet"], "in_channels": 2 * latents + 1}
         inpaint = ConditionalUNet(**inpainting_arguments(folder, beside), rngs=rngs)
     personal = None
-    if fields := config.model.personal:
+    if fields := config.model.get("personal"):
         personal = Personal(
             vectors=fields.vectors,
             text_width=parts["text_encoder"]["text_width"],
@@ -171,7 +171,7 @@ def _adversarial(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
     generator = Generator(**config.model.generator, **sizes, rngs=rngs)
     discriminator = Viewer(**config.model.discriminator, **sizes, features=1, rngs=rngs)
     refiner = critic = None
-    if fields := config.model.refiner:
+    if fields := config.model.get("refiner"):
         small, embedding = sizes["side"], sizes["embedding"]
         refiner = Refiner(**fields, small=small, embedding=embedding, rngs=rngs)
         larger = {"side": fields.side, "embedding": embedding}

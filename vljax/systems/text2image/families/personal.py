@@ -82,7 +82,7 @@ def read_word(config: ConfigDict) -> Tokenizer:
         UserError: there is no word, or it is one of the vocabulary.
     """
     tokenizer = make_tokenizer(config)
-    if not (count := config.model.personal.get("vectors", 0)):
+    if not (count := (config.model.get("personal") or {}).get("vectors", 0)):
         return tokenizer
     first = latent_arguments(config)["text_encoder"]["vocabulary_size"]
     return tokenizer.with_word(config.personal.word, first, count)
@@ -258,6 +258,6 @@ class _Shown:
 
 def with_noun(config: ConfigDict, text: str) -> str:
     """A text as those read it who did not learn the word: with the noun in its place."""
-    if not config.model.personal.get("vectors"):
+    if not (config.model.get("personal") or {}).get("vectors"):
         return text
     return text.replace(config.personal.word, config.personal.noun)

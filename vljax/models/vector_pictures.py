@@ -52,14 +52,9 @@ class Drawer(nnx.Module):
         self.cells = _cells(side, widths)
         deepest = widths[-1]
         self.first = Linear(latents + embedding, self.cells**2 * deepest, rngs=rngs)
-        levels, channels = [], deepest
-        for width in reversed(widths):
-            block = _block(channels, width, embedding, norm_groups, rngs)
-            levels.append(nnx.List([block, Upsample(width, rngs=rngs)]))
-            channels = width
-        self.levels = nnx.List(levels)
-        self.norm = GroupNorm(channels, norm_groups, _EPSILON)
-        self.last = Conv(channels, 3, 3, rngs=rngs)
+        self.levels = _levels_up(deepest, [*reversed(widths)], embedding, norm_groups, rngs)
+        self.norm = GroupNorm(widths[0], norm_groups, _EPSILON)
+        self.last = Conv(widths[0], 3, 3, rngs=rngs)
 
     def __call__(
         self, z: Float[Array, "b z"], embedding: Float[Array, "b e"]
@@ -102,14 +97,10 @@ class Viewer(nnx.Module):
     ) -> None:
         cells = _cells(side, widths)
         self.first = Conv(3, widths[0], 3, rngs=rngs)
-        levels, channels = [], widths[0]
-        for width in widths:
-            down = Downsample(width, (1, 1), rngs=rngs)
-            levels.append(nnx.List([_block(channels, width, None, norm_groups, rngs), down]))
-            channels = width
-        self.levels = nnx.List(levels)
-        self.joined = Conv(channels + embedding, channels, 1, rngs=rngs)
-        self.last = Linear(cells**2 * channels, features, rngs=rngs)
+        self.levels = _levels_down(widths, norm_groups, rngs)
+        deepest = widths[-1]
+        self.joined = Conv(deepest + embedding, deepest, 1, rngs=rngs)
+        self.last = Linear(cells**2 * deepest, features, rngs=rngs)
 
     def __call__(
         self, images: Float[Array, "b h w 3"], embedding: Float[Array, "b e"]
@@ -300,24 +291,18 @@ class Refiner(nnx.Module):
             )
         self.augment = Linear(embedding, 2 * condition, rngs=rngs)
         self.first = Conv(3, widths[0], 3, rngs=rngs)
-        seen, channels = [], widths[0]
-        for width in widths:
-            block = _block(channels, width, None, norm_groups, rngs)
-            seen.append(nnx.List([block, Downsample(width, (1, 1), rngs=rngs)]))
-            channels = width
-        self.seen = nnx.List(seen)
-        self.joined = Conv(channels + condition, channels, 3, rngs=rngs)
+        self.seen = _levels_down(widths, norm_groups, rngs)
+        deepest = widths[-1]
+        self.joined = Conv(deepest + condition, deepest, 3, rngs=rngs)
         self.middle = nnx.List(
-            [_block(channels, channels, condition, norm_groups, rngs) for _ in range(blocks)]
+            [_block(deepest, deepest, condition, norm_groups, rngs) for _ in range(blocks)]
         )
-        levels = []
-        for width in (*reversed(widths), *[widths[0]] * (factor.bit_length() - 1)):
-            block = _block(channels, width, condition, norm_groups, rngs)
-            levels.append(nnx.List([block, Upsample(width, rngs=rngs)]))
-            channels = width
-        self.levels = nnx.List(levels)
-        self.norm = GroupNorm(channels, norm_groups, _EPSILON)
-        self.last = Conv(channels, 3, 3, rngs=rngs)
+        larger = [widths[0]] * (factor.bit_length() - 1)
+        self.levels = _levels_up(
+            deepest, [*reversed(widths), *larger], condition, norm_groups, rngs
+        )
+        self.norm = GroupNorm(widths[0], norm_groups, _EPSILON)
+        self.last = Conv(widths[0], 3, 3, rngs=rngs)
 
     def __call__(
         self,
@@ -376,6 +361,28 @@ def _cells(side: int, widths: Sequence[int]) -> int:
             f"multiple of {shrink}"
         )
     return side // shrink
+
+
+def _levels_down(widths: Sequence[int], groups: int, rngs: nnx.Rngs) -> nnx.List:
+    """A block and a halving for each width, from the finest."""
+    levels, channels = [], widths[0]
+    for width in widths:
+        down = Downsample(width, (1, 1), rngs=rngs)
+        levels.append(nnx.List([_block(channels, width, None, groups, rngs), down]))
+        channels = width
+    return nnx.List(levels)
+
+
+def _levels_up(
+    channels: int, widths: Sequence[int], embedding: int, groups: int, rngs: nnx.Rngs
+) -> nnx.List:
+    """A block under an embedding and a doubling for each width, from the coarsest."""
+    levels = []
+    for width in widths:
+        block = _block(channels, width, embedding, groups, rngs)
+        levels.append(nnx.List([block, Upsample(width, rngs=rngs)]))
+        channels = width
+    return nnx.List(levels)
 
 
 def _block(

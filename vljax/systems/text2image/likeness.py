@@ -20,6 +20,7 @@ from vljax.data.scenes import oracle
 from vljax.metrics.batches import features_of
 from vljax.metrics.diversity import Distance, diversity
 from vljax.metrics.report import Report, Row
+from vljax.metrics.text_fidelity import semantic_object_accuracy
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import normalise
 from vljax.systems.text2image.families import Wish
@@ -78,9 +79,10 @@ def judge_likeness(
             "diversity": diversity([to_unit(jnp.asarray(made))], distance).mean,
         }
         if thing is not None:
-            share = np.mean([_shows(picture, thing) for picture in made])
-            values["the thing itself"] = 100 * float(share)
-            values["standard error"] = 100 * float((share * (1 - share) / count) ** 0.5)
+            there_are = [[(one.shape, one.colour) for one in oracle.detect(p)] for p in made]
+            found = semantic_object_accuracy([[thing]] * count, there_are)
+            values["the thing itself"] = 100 * found["SOA-I"]
+            values["standard error"] = 100 * found["standard error of SOA-I"]
         rows.append(Row(TABLE, method, values))
         pictures.append((method, made[:8]))
     sheet = contact_sheet([("its pictures", known[:8]), *pictures])
@@ -107,7 +109,3 @@ def _thing(pictures: UInt8[np.ndarray, "n h w 3"]) -> tuple[str, str] | None:
         (one.shape, one.colour) for picture in pictures for one in oracle.detect(picture)
     )
     return seen.most_common(1)[0][0] if seen else None
-
-
-def _shows(picture: UInt8[np.ndarray, "h w 3"], thing: tuple[str, str]) -> bool:
-    return any((one.shape, one.colour) == thing for one in oracle.detect(picture))

@@ -275,7 +275,7 @@ def start_jax(config: ConfigDict, distributed: bool) -> None:
 
     A process joins a run of several when `VLJAX_COORDINATOR` (host:port), `VLJAX_NUM_PROCESSES`
     and `VLJAX_PROCESS_ID` are set, or with `distributed` on clusters that JAX knows (TPU pods,
-    SLURM).
+    SLURM). Processes that compute on CPUs compile anew.
     """
     _quieten_storage()
     if config.compilation_cache:
@@ -289,6 +289,10 @@ def start_jax(config: ConfigDict, distributed: bool) -> None:
         )
     elif distributed:
         jax.distributed.initialize()
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        # Only the first process finds its programs among the kept ones. On CPUs a kept program may
+        # sum over processes in another order than the same one just compiled, and both wait.
+        jax.config.update("jax_compilation_cache_dir", None)
 
 
 def _quieten_storage() -> None:

@@ -19,7 +19,7 @@ from vljax.diffusion.progress import report_to
 from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.localizer import ObjectLocalizer
-from vljax.models.parameters import named_parameters
+from vljax.models.parameters import copied, named_parameters
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import contrastive_loss, cosine
 from vljax.systems import cdd_icm
@@ -184,7 +184,7 @@ def test_stage_2_is_equation_13_and_drops_c_alone(model, batch):
     nats = np.log(2) * metrics["vlb"] / 1000
     np.testing.assert_allclose(total, metrics["mse"] + 1.5 * nats + 0.1 * icm, rtol=1e-5)
 
-    other = jax.tree.map(lambda x: x, model)
+    other = copied(model)
     other.composer.compose.change.bias[...] += 1.0  # moves c and nothing else
     assert joint(other, batch, key)[1]["mse"] != metrics["mse"]
     bare = dropped(model, batch, key)[0]
@@ -305,7 +305,7 @@ def test_projections_begin_as_clips_own(config, model, batch):
 @pytest.mark.parametrize("timed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_noisy_encoder_begins_as_the_image_encoder(model, batch, timed):
     changed = configured(f"--config.model.noisy.timed={timed}")
-    held = jax.tree.map(lambda x: x, model)
+    held = copied(model)
     held.noisy = NoisyEncoder(changed, rngs=nnx.Rngs(0))
     begun = training.start_noisy(held, changed)
     ours = jax.jit(lambda noisy, x: noisy(x, jnp.arange(4)))(begun.noisy, to_unit(batch["target"]))

@@ -9,6 +9,7 @@ from tests.systems.test_pjx import RECIPE, SMALL
 from vljax.data.scenes import Background, Scene, SceneObject
 from vljax.doors import parse_config
 from vljax.errors import UserError
+from vljax.models.parameters import copied
 from vljax.systems import pjx
 from vljax.systems.pjx import certificate
 from vljax.systems.pjx.words import open_words
@@ -83,7 +84,7 @@ def test_words_that_are_rewarded_become_likelier(monkeypatch):
     explainer, rest = model.explainer, model
 
     def of(part, key):
-        whole = jax.tree.map(lambda leaf: leaf, rest)
+        whole = copied(rest)
         whole.explainer = part
         return loss(whole, batch, key)
 

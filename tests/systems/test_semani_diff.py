@@ -21,7 +21,7 @@ from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.metrics.manipulation import TABLE_1, TABLE_2
 from vljax.models.clip import CLIP, PUBLISHED, TextTransformer
-from vljax.models.parameters import named_parameters
+from vljax.models.parameters import copied, named_parameters
 from vljax.pretrained.concepts import Concept, write_concept
 from vljax.request import check
 from vljax.systems.semani_diff import SYSTEM, get_config
@@ -316,7 +316,7 @@ def test_a_full_mask_and_a_speck(opened):
 
 def test_without_a_clip_a_mask_is_asked_for(opened):
     config, model = opened
-    bare = jax.tree.map(lambda leaf: leaf, model)
+    bare = copied(model)
     bare.clip = None
     with pytest.raises(UserError, match="no CLIP to find entities with: give"):
         asked((config, bare), entity=("circle",), text=("a star",))

@@ -12,7 +12,7 @@ from vljax.data.text.tokenizers import END
 from vljax.diffusion.editing import guided
 from vljax.doors import parse_config
 from vljax.errors import UserError
-from vljax.models.parameters import named_parameters, with_parameters
+from vljax.models.parameters import copied, named_parameters, with_parameters
 from vljax.systems.text2image import SYSTEM, get_published_config, with_upsampler
 from vljax.systems.text2image.families import Wish, pixels
 from vljax.systems.text2image.model import make_model
@@ -127,7 +127,7 @@ def test_what_cannot_be_is_told(opened):
     unasked = Wish(("a",), (0,), sampler="euler").filled(config)
     with pytest.raises(UserError, match=r"sampler=.euler"):
         pixels.draw(model, config, unasked)
-    bare = jax.tree.map(lambda leaf: leaf, model)
+    bare = copied(model)
     bare.clip = None
     with pytest.raises(UserError, match="no CLIP that could guide"):
         pixels.draw(bare, config, Wish(("a",), (0,), clip_scale=1.0).filled(config))

@@ -18,6 +18,7 @@ from vljax.diffusion.samplers import ddpm
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
+from vljax.models.parameters import copied
 from vljax.models.prior import PriorTransformer
 from vljax.ops.similarity import cosine
 
@@ -71,7 +72,7 @@ def prior_loss(
 
 def measured(prior: PriorTransformer, embeddings: Float[Array, "b e"]) -> PriorTransformer:
     """The prior with the mean and the deviation of some pictures' embeddings, for `whiten`."""
-    begun = jax.tree.map(lambda leaf: leaf, prior)
+    begun = copied(prior)
     begun.clip_mean[...] = embeddings.mean(0, keepdims=True)
     begun.clip_std[...] = embeddings.std(0, keepdims=True) + 1e-6
     return begun

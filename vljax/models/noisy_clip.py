@@ -21,6 +21,7 @@ from vljax.errors import UserError
 from vljax.models.clip import CLIP, Tensors
 from vljax.models.clip_towers import Adaptation, ImageTower, ModifiedResNet, prepare_images
 from vljax.models.layers import Linear, apply, normal, timestep_embedding
+from vljax.models.parameters import copied
 
 TIME_FEATURES = 128
 TIME_WIDTH = 512
@@ -145,7 +146,7 @@ def from_clip(clip: CLIP, image_size: int, *, rngs: nnx.Rngs) -> NoisyCLIP:
         UserError: `image_size` does not divide into the tower's patches.
     """
     # Through the tree: new variables, so that nothing is shared with the CLIP.
-    visual = jax.tree.map(lambda leaf: leaf, clip.visual)
+    visual = copied(clip.visual)
     if image_size != visual.image_size:
         if isinstance(visual, ModifiedResNet):
             positioned: Any = visual.attnpool

@@ -42,3 +42,12 @@ def with_parameters(model: Model, parameters: Mapping[str, Any]) -> Model:
     _, structure = jax.tree.flatten(model)
     values = {name: v.get_value() for name, v in names.items()} | dict(parameters)
     return jax.tree.unflatten(structure, [values[name] for name in names])
+
+
+def copied(model: Model) -> Model:
+    """The same model in new modules and variables: what is set there leaves this one as it is.
+
+    Args:
+        model: Its arrays are shared, not copied; it may come from `jax.eval_shape`.
+    """
+    return jax.tree.map(lambda leaf: leaf, model)

@@ -7,14 +7,13 @@ reads in a new word's place; of DreamBooth (Ruiz et al., 2023) the U-Net that wa
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vljax.errors import UserError
 from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.layers import normal
-from vljax.models.parameters import named_parameters, with_parameters
+from vljax.models.parameters import copied, named_parameters, with_parameters
 from vljax.models.stable_diffusion import StableDiffusion
 
 
@@ -68,6 +67,6 @@ class Personal(nnx.Module):
             sd = sd.with_words(self.vectors[...])
         if self.unet is None:
             return sd
-        told = jax.tree.map(lambda leaf: leaf, sd)
+        told = copied(sd)
         told.unet = self.unet
         return told

@@ -11,7 +11,6 @@ named as the subfolders of a `diffusers` pipeline, which loads as it is:
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -21,7 +20,7 @@ from vljax.models.autoencoder import AutoencoderKL
 from vljax.models.clip import CLIP, TextTransformer
 from vljax.models.conditional_unet import ConditionalUNet
 from vljax.models.control import Control, Network, plain
-from vljax.models.parameters import named_parameters, with_parameters
+from vljax.models.parameters import copied, named_parameters, with_parameters
 from vljax.ops.inside_outside import resize_nearest
 
 
@@ -102,7 +101,7 @@ class StableDiffusion(nnx.Module):
         Args:
             vectors: Their embeddings, such as textual inversion learns.
         """
-        told = jax.tree.map(lambda leaf: leaf, self)
+        told = copied(self)
         table = told.text_encoder.token_embedding.weight[...]
         rows = jnp.concatenate([table, vectors.astype(table.dtype)])
         told.text_encoder.token_embedding.weight = nnx.Param(rows)

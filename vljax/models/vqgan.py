@@ -22,6 +22,7 @@ from vljax.errors import UserError
 from vljax.models.arguments import keeps_arguments
 from vljax.models.autoencoder import Decoder, Encoder, check_levels, check_sides, todays_names
 from vljax.models.layers import Conv, Embedding
+from vljax.models.parameters import copied
 from vljax.ops.quantization import nearest, straight_through
 
 Tensor = TypeVar("Tensor")
@@ -244,6 +245,6 @@ def codebook_of_centres(
         return jnp.where(members > 0, own.T @ vectors / jnp.maximum(members, 1), centres)
 
     centres = jax.lax.fori_loop(0, 20, improve, vectors[chosen])
-    begun = jax.tree.map(lambda leaf: leaf, vqgan)
+    begun = copied(vqgan)
     begun.quantize.embedding.weight[...] = centres
     return begun

@@ -22,6 +22,7 @@ from vljax.diffusion.process import make_process, q_sample
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.layers import Linear
+from vljax.models.parameters import copied
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import contrastive_loss, normalise
 from vljax.systems.cdd_icm.method import Drawing, read_dialogues
@@ -256,7 +257,7 @@ def start_projections(model: CDDICM, config: ConfigDict) -> CDDICM:
 
     Pictures and texts are then aligned from the first step.
     """
-    started = jax.tree.map(lambda leaf: leaf, model)
+    started = copied(model)
     if config.model.projections == "clip":
         own = {
             "image": getattr(model.clip.visual, "proj", None),
@@ -273,14 +274,14 @@ def start_projections(model: CDDICM, config: ConfigDict) -> CDDICM:
 
 def start_noisy(model: CDDICM, config: ConfigDict) -> CDDICM:
     """The model whose noisy encoder is yet the image encoder, to which f is aligned."""
-    started = jax.tree.map(lambda leaf: leaf, model)
+    started = copied(model)
     noisy = NoisyEncoder(config, rngs=nnx.Rngs(config.seed))
-    visual = jax.tree.map(lambda leaf: leaf, model.clip.visual)
+    visual = copied(model.clip.visual)
     if noisy.timed is None:
         noisy.visual = visual
     else:
         noisy.timed.visual = visual
-    noisy.image = jax.tree.map(lambda leaf: leaf, model.composer.image)
+    noisy.image = copied(model.composer.image)
     started.noisy = noisy
     return started
 

@@ -19,6 +19,7 @@ from vljax.diffusion.noise import example_keys
 from vljax.diffusion.process import make_process, q_sample
 from vljax.diffusion.timesteps import TimestepSampler, named_timestep_sampler
 from vljax.models.noisy_clip import from_clip
+from vljax.models.parameters import copied
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss, cosine
 from vljax.systems.sdg.method import Drawing
@@ -101,7 +102,7 @@ def diffusion_loss(config: ConfigDict) -> Callable:
 
 def start_noisy_clip(model: SDG, config: ConfigDict) -> SDG:
     """The model whose noise-aware CLIP is yet the clean one (section 4.3.5)."""
-    started = jax.tree.map(lambda leaf: leaf, model)
+    started = copied(model)
     size = config.model.noisy_clip.image_size
     started.noisy_clip = from_clip(model.clip, size, rngs=nnx.Rngs(config.seed))
     return started

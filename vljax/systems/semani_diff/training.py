@@ -24,7 +24,7 @@ from vljax.diffusion.process import make_process
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.alignment import inner_tokens, masked_crops
-from vljax.models.parameters import named_parameters, with_parameters
+from vljax.models.parameters import copied, named_parameters, with_parameters
 from vljax.models.stable_diffusion import inpainting_network
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss, late_interaction_loss
@@ -211,7 +211,7 @@ def autoencoder_loss(config: ConfigDict) -> Callable:
 
 def with_clips_words(model: SemaniDiff) -> SemaniDiff:
     """The model whose U-Net reads what CLIP's text tower makes of texts."""
-    begun = jax.tree.map(lambda leaf: leaf, model)
+    begun = copied(model)
     words = named_parameters(begun.clip)
     own = {name: words[name] for name in named_parameters(begun.sd.text_encoder)}
     begun.sd.text_encoder = with_parameters(begun.sd.text_encoder, own)

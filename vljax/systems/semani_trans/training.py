@@ -18,7 +18,7 @@ from vljax.errors import UserError
 from vljax.models.adversarial import reconstruction_error, vqgan_loss
 from vljax.models.alignment import mask_to_grid, own_pieces
 from vljax.models.clip import CLIP
-from vljax.models.parameters import named_parameters, with_parameters
+from vljax.models.parameters import copied, named_parameters, with_parameters
 from vljax.models.token_transformer import Logits, TokenTransformer
 from vljax.models.vqgan import codebook_of_centres
 from vljax.ops.pixels import to_pixels, to_unit
@@ -231,7 +231,7 @@ def codes_from(config: ConfigDict, source: Source) -> Callable[[SeManiTrans], Se
 
     def start(model: SeManiTrans) -> SeManiTrans:
         images = np.stack([transform(source[i], rng)["image"] for i in range(count)])
-        begun = jax.tree.map(lambda leaf: leaf, model)
+        begun = copied(model)
         begun.vqgan = codebook_of_centres(
             model.vqgan, to_unit(jnp.asarray(images)), jax.random.key(config.seed)
         )
@@ -248,7 +248,7 @@ def begun_as_transformer(model: SeManiTrans, part: str) -> SeManiTrans:
     known = named_parameters(model.transformer)
     network = getattr(model, part)
     shared = {name: known[name] for name in named_parameters(network) if name in known}
-    begun = jax.tree.map(lambda leaf: leaf, model)
+    begun = copied(model)
     setattr(begun, part, with_parameters(network, shared))
     return begun
 

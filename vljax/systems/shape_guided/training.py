@@ -25,6 +25,7 @@ from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.control import drop_keys
+from vljax.models.parameters import copied
 from vljax.models.stable_diffusion import inpainting_network, widened, with_and_without
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.shape_guided.model import ShapeGuided, make_tokenizer
@@ -144,7 +145,7 @@ def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
 def inpaint_start(model: ShapeGuided) -> ShapeGuided:
     """The inpainting network as it begins: the U-Net, blind to its five further channels."""
     assert model.inpaint is not None
-    begun = jax.tree.map(lambda leaf: leaf, model)
+    begun = copied(model)
     begun.inpaint = widened(model.sd.unet, model.inpaint)
     return begun
 

@@ -27,6 +27,7 @@ from vljax.metrics.shape import Segmenter
 from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.folders import clipseg_arguments
+from vljax.models.parameters import copied
 from vljax.ops.inside_outside import StrengthSchedule
 from vljax.ops.pixels import to_unit
 from vljax.pretrained.concepts import with_concepts
@@ -164,7 +165,7 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
         request.published_levels,
     )
     clip = find_clip(model, request.clip)
-    knowing = jax.tree.map(lambda leaf: leaf, model)
+    knowing = copied(model)
     knowing.sd = sd
     pictures, latents = method.edit(knowing, config, batch, settings, clip=clip)
 

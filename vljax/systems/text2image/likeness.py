@@ -8,7 +8,6 @@ PRES). Of scenes the oracle tells how many show the thing itself.
 from collections import Counter
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,6 +20,7 @@ from vljax.metrics.batches import features_of
 from vljax.metrics.diversity import Distance, diversity
 from vljax.metrics.report import Report, Row
 from vljax.metrics.text_fidelity import semantic_object_accuracy
+from vljax.models.parameters import copied
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import normalise
 from vljax.systems.text2image.families import Wish
@@ -96,7 +96,7 @@ def judge_likeness(
 
 def _unlearnt(model: Text2Image, config: ConfigDict) -> tuple[Text2Image, ConfigDict]:
     """The model as it was, and its config."""
-    before = jax.tree.map(lambda leaf: leaf, model)
+    before = copied(model)
     before.personal = None
     plain = config.copy_and_resolve_references()
     plain.model.personal = {}

@@ -19,6 +19,7 @@ from vljax.diffusion.progress import Progress
 from vljax.errors import UserError
 from vljax.models.adversarial import reconstruction_error, vqgan_loss
 from vljax.models.completion import complete
+from vljax.models.parameters import copied
 from vljax.models.vqgan import codebook_of_centres
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.text2image.families.family import (
@@ -117,7 +118,7 @@ def _codes_from(config: ConfigDict) -> Any:
 
     def start(model: Any) -> Any:
         images = first_pictures(config, _CODEBOOK_PICTURES)
-        begun = jax.tree.map(lambda leaf: leaf, model)
+        begun = copied(model)
         begun.vqgan = codebook_of_centres(
             model.vqgan, to_unit(jnp.asarray(images)), jax.random.key(config.seed)
         )

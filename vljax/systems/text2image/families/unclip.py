@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vljax.diffusion.prior import draw_embeddings, measured, nearest, prior_loss, read_text
 from vljax.diffusion.process import Process, make_process
 from vljax.diffusion.progress import Progress
+from vljax.models.parameters import copied
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import cosine
 from vljax.systems.text2image.families.family import (
@@ -73,7 +74,7 @@ def _measured(config: ConfigDict) -> Any:
 
     def start(model: Any) -> Any:
         images = first_pictures(config, _MEASURED)
-        begun = jax.tree.map(lambda leaf: leaf, model)
+        begun = copied(model)
         begun.unclip = measured(model.unclip, _embed(model, to_unit(jnp.asarray(images))))
         return begun
 

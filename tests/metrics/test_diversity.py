@@ -16,6 +16,7 @@ from vljax.metrics.diversity import (
     embedding_distance,
     load_lpips,
     lpips_distance,
+    picture_distance,
 )
 from vljax.models.parameters import named_parameters, variables
 from vljax.models.perceptual import LPIPS
@@ -48,6 +49,20 @@ def test_stand_in_is_labelled_and_measures_angles():
     found = diversity([np.stack([a, b]), np.stack([a, c])], distance)
     assert found.label == "1 − cosine of CLIP of this run (stand-in for LPIPS)"
     assert found.mean == pytest.approx((0 + 2) / 2, abs=1e-6)
+
+
+def test_without_lpips_embeddings_of_pictures_stand_in(tmp_path):
+    """They are of uint8 pictures, as every judge embeds them."""
+
+    def embed(pictures):
+        assert pictures.dtype == jnp.uint8
+        return pictures.reshape(len(pictures), -1).astype(jnp.float32)
+
+    distance = picture_distance((), embed, "CLIP")
+    assert distance.label == "1 − cosine of CLIP (stand-in for LPIPS)"
+    assert diversity([plain(1, 1)], distance).mean == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UserError, match=r"no checkpoint at .*absent\.pth"):
+        picture_distance((tmp_path / "absent.pth",), embed, "CLIP")
 
 
 def test_lpips_of_all_pairs_equals_pair_by_pair():

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.systems.test_text2image import tiny_config, with_random_weights
 from vljax import export
 from vljax.errors import UserError
-from vljax.models.parameters import named_parameters
+from vljax.models.parameters import copied, named_parameters
 from vljax.pretrained.concepts import read_concepts
 from vljax.systems.text2image import PERSONAL, SYSTEM, get_personal_config, with_personal
 from vljax.systems.text2image.families import Wish, latent, personal
@@ -59,7 +59,7 @@ def test_it_begins_with_what_was_known_and_learns_its_own_part_alone(begun):
     config, model, stage = begun
     circle = drawn(model, config, "a photo of a circle")
     told = "a photo of a <mine>" if stage.name == "inversion" else "a photo of a circle"
-    plain = jax.tree.map(lambda leaf: leaf, model)
+    plain = copied(model)
     plain.personal = None
     without = config.copy_and_resolve_references()
     without.model.personal = {}
@@ -71,7 +71,7 @@ def test_it_begins_with_what_was_known_and_learns_its_own_part_alone(begun):
     parts = {n.partition(".")[0] for n in moved}
     assert parts == ({"vectors"} if stage.name == "inversion" else {"unet"})
     # What is learnt is drawn, and the noun's vectors stay.
-    learnt = jax.tree.map(lambda leaf: leaf, model)
+    learnt = copied(model)
     learnt.personal = jax.tree.map(lambda leaf: 1.5 * leaf, model.personal)
     said = personal.subject(config)
     assert not np.array_equal(drawn(learnt, config, f"a photo of a {said}"), circle)
@@ -111,6 +111,15 @@ def test_the_table(begun):
         assert before[name] == after[name]  # nothing is learnt yet
     assert -1 <= thing["likeness"] <= 1
     assert list(report.figures) == ["figure_1_one_thing"]
+
+
+@pytest.mark.parametrize("field", ["each", "real", "inception", "candidates"])
+def test_what_no_row_of_the_table_asks_for_is_refused(begun, field):
+    config, model, _ = begun
+    given = "weights.pth" if field == "inception" else 150
+    judging = SYSTEM.judging(num_texts=3, **{field: given})
+    with pytest.raises(UserError, match=f"--{field}={given}: of one thing learnt no row asks"):
+        SYSTEM.judge(model, config, judging)
 
 
 def test_diffusers_opens_what_was_learnt(begun, tmp_path):

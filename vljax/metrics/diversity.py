@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from vljax.errors import UserError
 from vljax.models.perceptual import LPIPS
+from vljax.ops.pixels import to_pixels
 from vljax.ops.similarity import cosine
 from vljax.pretrained import assign, read_tensors
 
@@ -104,6 +105,24 @@ def embedding_distance(features: Callable[[Array], Array], network: str) -> Dist
         features,
         lambda a, b: 1 - cosine(a, b),
     )
+
+
+def picture_distance(
+    lpips: Sequence[str | os.PathLike[str]], embed: Callable[[Any], Array], network: str
+) -> Distance:
+    """LPIPS where its files are given, else a stand-in by the embeddings at hand.
+
+    Args:
+        lpips: As `load_lpips` reads them, or none.
+        embed: From uint8 pictures to embeddings [k, d]; jitted by the caller.
+        network: What the embeddings come from, for the label.
+
+    Raises:
+        UserError: as `load_lpips`.
+    """
+    if lpips:
+        return lpips_distance(load_lpips(lpips))
+    return embedding_distance(lambda images: embed(to_pixels(images)), network)
 
 
 def diversity(

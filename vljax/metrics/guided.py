@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, UInt8
 
 from vljax.data.scenes import oracle
 from vljax.metrics.batches import features_of, parts
-from vljax.metrics.diversity import Distance, diversity, embedding_distance
+from vljax.metrics.diversity import Distance, diversity, picture_distance
 from vljax.metrics.frechet import Gaussian, frechet_distance, moments
 from vljax.metrics.retrieval import clip_score, draw_distractors, r_precision, retrieval_accuracy
-from vljax.ops.pixels import to_pixels, to_unit
+from vljax.ops.pixels import to_unit
 
 DISTRACTORS = 99
 
@@ -52,9 +52,7 @@ class Judge:
         self.pool = features_of(embed, real, batch_size)
         self.features = inception or embed
         self.real = self._gaussian(real)
-        self.distance = distance or embedding_distance(
-            lambda images: embed(to_pixels(images)), name
-        )
+        self.distance = distance or picture_distance((), embed, name)
         self.notes = {
             "FID": "Inception-v3" if inception else f"stand-in: features of {name}",
             "diversity": self.distance.label,

@@ -24,7 +24,7 @@ from vljax.diffusion.process import make_process
 from vljax.diffusion.progress import Progress, progress_bar
 from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
-from vljax.metrics.diversity import load_lpips, lpips_distance
+from vljax.metrics.diversity import picture_distance
 from vljax.metrics.frechet import inception_features
 from vljax.metrics.guided import Judge, attribute_accuracy
 from vljax.metrics.report import Report, Row, paper_rows
@@ -303,13 +303,14 @@ def _make_judge(model: SDG, config: ConfigDict, judging: Judging) -> Judge:
     training = open_benchmark(config.data).pictures()
     count = min(config.evaluation.real, len(training))
     real = np.stack([resize_and_crop(training[i]["image"], size) for i in range(count)])
-    embed = jax.jit(lambda clip, pixels: clip.encode_image(to_unit(pixels)))
+    encode = jax.jit(lambda clip, pixels: clip.encode_image(to_unit(pixels)))
+    embed, name = functools.partial(encode, model.clip), "the clean CLIP"
     return Judge(
-        functools.partial(embed, model.clip),
+        embed,
         real,
-        name="the clean CLIP",
+        name=name,
         inception=inception_features(judging.inception) if judging.inception else None,
-        distance=lpips_distance(load_lpips(judging.lpips)) if judging.lpips else None,
+        distance=picture_distance(judging.lpips, embed, name),
         batch_size=judging.batch_size,
     )
 

@@ -23,7 +23,7 @@ from vljax.data.scenes.wording import listed, words
 from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
 from vljax.errors import UserError
 from vljax.metrics.batches import features_of, parts
-from vljax.metrics.diversity import embedding_distance, load_lpips, lpips_distance
+from vljax.metrics.diversity import picture_distance
 from vljax.metrics.frechet import (
     Gaussian,
     frechet_distance,
@@ -36,7 +36,7 @@ from vljax.metrics.report import Report, Row
 from vljax.metrics.text_fidelity import captioned_back, semantic_object_accuracy
 from vljax.models.clip import CLIP
 from vljax.models.parameters import named_parameters
-from vljax.ops.pixels import to_pixels, to_unit
+from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import normalise
 from vljax.pretrained import networks
 from vljax.request import File, option
@@ -94,7 +94,7 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
         real,
         name=name,
         inception=inception_features(judging.inception) if judging.inception else None,
-        distance=lpips_distance(load_lpips(judging.lpips)) if judging.lpips else None,
+        distance=picture_distance(judging.lpips, embed, name),
         seed=judging.seed,
     )
     tokens = jnp.asarray(tokenizer(texts, judged_by.context_length, warn=False))
@@ -154,15 +154,14 @@ def _judge_likeness(
     tokenizer: Tokenizer,
     name: str,
 ) -> Report:
-    for name_, usual in (("inception", None), ("candidates", Judging.candidates)):
-        if getattr(judging, name_) != usual:
-            raise UserError(f"--{name_}: of one thing learnt no row asks for it; leave it out")
+    # A row is as many pictures of one text as --num_texts says, beside those of the thing.
+    for field in ("each", "real", "inception", "candidates"):
+        if (given := getattr(judging, field)) != getattr(Judging, field):
+            raise UserError(
+                f"--{field}={given}: of one thing learnt no row asks for it; leave it out"
+            )
     embed: Callable = jax.jit(lambda pictures: clip.encode_image(to_unit(pictures)))
-    distance = (
-        lpips_distance(load_lpips(judging.lpips))
-        if judging.lpips
-        else embedding_distance(lambda images: embed(to_pixels(images)), name)
-    )
+    distance = picture_distance(judging.lpips, embed, name)
     text = config.personal.templates[0].replace("{}", config.personal.noun)
     tokens = jnp.asarray(tokenizer([text], clip.context_length))
     return judge_likeness(

@@ -82,7 +82,7 @@ def _write(
 ) -> str:
     """Write a part of the model into a folder; what this holds, in words."""
     if isinstance(part, Personal):
-        return _write_personal(part, folder, config, dtype)
+        return _write_personal(name, part, folder, config, dtype)
     if isinstance(part, StableDiffusion):
         given = config.pretrained.get(name)
         if given and (Path(given) / "model_index.json").is_file():
@@ -110,17 +110,18 @@ def _write(
     return f"weights, for `--config.pretrained.{name}=FOLDER`"
 
 
-def _write_personal(part: Personal, folder: Path, config: ConfigDict, dtype: str) -> str:
+def _write_personal(name: str, part: Personal, folder: Path, config: ConfigDict, dtype: str) -> str:
     """As diffusers keeps textual inversion's words and DreamBooth's U-Nets."""
     told = []
     if part.vectors is not None:
         vectors = np.asarray(part.vectors[...], np.float32)
-        write_concept(folder / "learned_embeds.safetensors", Concept(config.personal.word, vectors))
+        concept = Concept(config.personal.word, vectors)
+        write_concept(folder / f"{checkpoint.WORDS}.safetensors", concept, dtype)
         told.append("a word that `load_textual_inversion` of diffusers and `--concept` read")
     if part.unet is not None:
         networks.save(part.unet, folder / "unet", dtype=dtype)
         told.append("a U-Net that `UNet2DConditionModel.from_pretrained` of diffusers opens")
-    return ", ".join(told)
+    return f"{', '.join(told)}; for `--config.pretrained.{name}=FOLDER`"
 
 
 run = door(main)

@@ -112,6 +112,22 @@ def test_what_is_saved_is_loaded(model, tensors, tmp_path):
     assert_same(model, pretrained.load(skeleton, path))
 
 
+def test_what_was_learnt_of_one_thing_is_read_from_its_folder(tmp_path):
+    """A U-Net, a word, or both; beside a whole pipeline's networks the word is none of theirs."""
+    tensor = np.ones(2, np.float32)
+
+    def held(*files):
+        for file in files:
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            save_file({file[0]: tensor}, tmp_path / file)
+        return set(pretrained.read_tensors(tmp_path))
+
+    assert held("learned_embeds.safetensors") == {"l"}
+    assert held("unet/diffusion_pytorch_model.safetensors") == {"l", "unet.u"}
+    whole = held("vae/model.safetensors", "text_encoder/model.safetensors")
+    assert whole == {"vae.v", "unet.u", "text_encoder.t"}
+
+
 def test_all_differences_come_in_one_error(model, tensors, tmp_path):
     del tensors["conv.bias"], tensors["words.weight"]
     tensors["heads.0.weight"] = np.zeros((6, 5), np.float32)

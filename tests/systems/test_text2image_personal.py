@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from tests.systems.test_text2image import tiny_config, with_random_weights
-from vljax import export
+from vljax import export, pretrained
 from vljax.errors import UserError
 from vljax.models.parameters import copied, named_parameters
-from vljax.pretrained.concepts import read_concepts
+from vljax.pretrained.concepts import Concept, read_concepts, write_concept
 from vljax.systems.text2image import PERSONAL, SYSTEM, get_personal_config, with_personal
 from vljax.systems.text2image.families import Wish, latent, personal
 from vljax.systems.text2image.likeness import TABLE
 from vljax.systems.text2image.model import make_model
+from vljax.training import weights
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -138,6 +140,41 @@ def test_diffusers_opens_what_was_learnt(begun, tmp_path):
     np.testing.assert_array_equal(
         unet.conv_in.weight.detach().numpy(), np.moveaxis(ours, (3, 2), (0, 1))
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_was_exported_is_read_back(begun, dtype, tmp_path):
+    config, model, _ = begun
+    told = export._write("personal", model.personal, tmp_path, SYSTEM, config, dtype)
+    assert told.endswith("; for `--config.pretrained.personal=FOLDER`")
+    for file in tmp_path.rglob("*.safetensors"):
+        with safe_open(file, framework="flax") as held:
+            assert {str(held.get_tensor(name).dtype) for name in held.keys()} == {dtype}  # noqa: SIM118
+    given = config.copy_and_resolve_references()
+    given.pretrained.personal = str(tmp_path)
+    skeleton = jax.eval_shape(lambda: make_model(given))
+    found = weights.pretrained_parameters(skeleton, given)
+    learnt = named_parameters(model.personal)
+    assert found.keys() == {f"personal.{name}" for name in learnt}
+    for name, value in learnt.items():
+        rounded = jnp.asarray(value).astype(dtype).astype(jnp.float32)
+        np.testing.assert_array_equal(found[f"personal.{name}"], rounded, name)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_words_of_textual_inversion_are_read_from_their_file(count, tmp_path):
+    """As anyone's, under whatever word; of several words none is taken."""
+    config = recipe("inversion")
+    config.model.personal.vectors = count
+    skeleton = jax.eval_shape(lambda: make_model(config))
+    config.pretrained.personal = str(tmp_path / "toy.safetensors")
+    vectors = np.random.default_rng(0).normal(size=skeleton.personal.vectors.shape)
+    write_concept(config.pretrained.personal, Concept("<toy>", np.float32(vectors)))
+    found = weights.pretrained_parameters(skeleton, config)
+    np.testing.assert_array_equal(found["personal.vectors"], np.float32(vectors))
+    pretrained.write_tensors({"<a>": vectors, "<b>": vectors}, config.pretrained.personal)
+    with pytest.raises(UserError, match="1 missing: vectors; 2 surplus: <a>, <b>"):
+        weights.pretrained_parameters(skeleton, config)
 
 
 def test_photographs_of_ones_own(tiny_stable_diffusion, tmp_path):

@@ -42,6 +42,21 @@ class Personal(nnx.Module):
         self.vectors = normal(rngs, (vectors, text_width), 0.02, **as_is) if vectors else None
         self.unet = ConditionalUNet(**unet, rngs=rngs) if unet is not None else None
 
+    @staticmethod
+    def published_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's tensors by our names, from those of textual inversion's files.
+
+        There the vectors have the name of the word, which in a run its config tells. Of several
+        words none is ours: their names stay.
+        """
+        named = dict(tensors)
+        words = [name for name in tensors if not name.startswith("unet.")]
+        if len(words) == 1:
+            vectors = named.pop(words[0])
+            # A single vector lies there without the axis of their number.
+            named["vectors"] = vectors[None] if vectors.ndim == 1 else vectors
+        return named
+
     def with_noun(self, sd: StableDiffusion, tokens: Sequence[int]) -> "Personal":
         """With the word as it is before it has learnt anything: all its vectors are a noun's mean.
 

@@ -37,6 +37,8 @@ FOLDER_NAMES = (
 
 # The networks of a Stable Diffusion pipeline.
 PIPELINE = ("vae", "unet", "text_encoder")
+# What diffusers calls the file of textual inversion's words.
+WORDS = "learned_embeds"
 
 
 def load(model: Model, path: str | os.PathLike, *, ignore: Sequence[str] = ()) -> Model:
@@ -245,14 +247,22 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     """All tensors of a checkpoint by name, as numpy arrays; half precision becomes float32.
 
     Of a Stable Diffusion pipeline's folder, those of its autoencoder, U-Net and text tower, each
-    with its folder's name before its own.
+    with its folder's name before its own. Of a folder with what was learnt of one thing, those of
+    its U-Net likewise, and the vectors of its word (`learned_embeds`) by the word.
 
     Raises:
         UserError: nothing readable is there.
     """
     path = Path(path)
-    if (path / "unet").is_dir():
-        return {f"{p}.{n}": t for p in PIPELINE for n, t in read_tensors(path / p).items()}
+    networks = [name for name in PIPELINE if (path / name).is_dir()]
+    words = [path / f"{WORDS}{suffix}" for suffix in (".safetensors", ".bin")]
+    learnt = [file for file in words if file.is_file()][:1]
+    if "unet" in networks or learnt:
+        # diffusers' script of textual inversion leaves its word in a pipeline's folder, too.
+        if len(networks) > 1:
+            networks, learnt = [*PIPELINE], []
+        named = {f"{p}.{n}": t for p in networks for n, t in read_tensors(path / p).items()}
+        return named | {word: t for file in learnt for word, t in read_tensors(file).items()}
     path = _locate(path)
     try:
         if path.name.endswith(".index.json"):

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from vljax.data.text.tokenizers import Tokenizer
 from vljax.errors import UserError
 from vljax.models.stable_diffusion import StableDiffusion
-from vljax.pretrained.checkpoint import read_tensors, write_tensors
+from vljax.pretrained.checkpoint import in_dtype, read_tensors, write_tensors
 
 
 class Concept(NamedTuple):
@@ -53,10 +53,16 @@ def read_concepts(path: str | os.PathLike) -> list[Concept]:
     return found
 
 
-def write_concept(path: str | os.PathLike, concept: Concept) -> None:
-    """Write a concept as diffusers' `learned_embeds.safetensors`."""
-    vectors = concept.vectors
-    write_tensors({concept.word: vectors[0] if len(vectors) == 1 else vectors}, Path(path))
+def write_concept(path: str | os.PathLike, concept: Concept, dtype: str = "float32") -> None:
+    """Write a concept as diffusers' `learned_embeds.safetensors`.
+
+    Args:
+        path: The file.
+        concept: What it shall hold.
+        dtype: Of the vectors there.
+    """
+    vectors = concept.vectors[0] if len(concept.vectors) == 1 else concept.vectors
+    write_tensors(in_dtype({concept.word: vectors}, dtype), Path(path))
 
 
 def with_concepts(

@@ -96,7 +96,7 @@ def judge_likeness(
 
 def _unlearnt(model: Text2Image, config: ConfigDict) -> tuple[Text2Image, ConfigDict]:
     """The model as it was, and its config."""
-    before = copied(model)
+    before: Any = copied(model)
     before.personal = None
     plain = config.copy_and_resolve_references()
     plain.model.personal = {}

@@ -80,6 +80,13 @@ class TestImageFolder:
             assert source.paths == ("00000/00000.png", "00000/00001.png", "01000/01000.png")
             np.testing.assert_array_equal(source[2]["image"], picture(1000))
 
+    def test_leaves_out_the_sheet_of_what_was_drawn(self, tmp_path):
+        """And no other picture of this name."""
+        for name in ("drawn/picture_00_00.png", "drawn/sheet.png", "beds/sheet.png"):
+            write(tmp_path / name, encoded(picture(0)))
+        source = sources.ImageFolder(tmp_path)
+        assert source.paths == ("beds/sheet.png", "drawn/picture_00_00.png")
+
     def test_follows_links_without_going_round(self, tmp_path):
         write(tmp_path / "real" / "a.png", encoded(picture(0)))
         (tmp_path / "root").mkdir()

@@ -24,6 +24,8 @@ from vljax.data.source import CorruptExampleError, check_index
 from vljax.errors import UserError, of_extra
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# The first picture that text2image draws of texts, and its contact sheet beside them.
+DRAWN, SHEET = "picture_00_00.png", "sheet.png"
 
 
 def _decode(data: bytes, index: int, where: str) -> np.ndarray:
@@ -50,8 +52,10 @@ class ImageFolder:
     """Every PNG, JPEG and WebP file under a folder, in the order of their relative paths.
 
     Subfolders and symbolic links are followed; other files, hidden files and hidden folders are
-    ignored. FFHQ is read as distributed (`images1024x1024/00000/00000.png`): if the folder holds
-    `images1024x1024`, only that is read, not the thumbnails or originals beside it.
+    ignored, and so is the contact sheet that `vljax.generate` leaves beside pictures that it drew
+    of texts (`sheet.png` beside `picture_00_00.png`). FFHQ is read as distributed
+    (`images1024x1024/00000/00000.png`): if the folder holds `images1024x1024`, only that is read,
+    not the thumbnails or originals beside it.
 
     Args:
         path: The folder.
@@ -105,9 +109,11 @@ def _image_files(root: str) -> list[str]:
     while pending:
         folder, above = pending.pop()
         with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
+            listed = list(entries)
+            drawn = any(entry.name == DRAWN for entry in listed)
+            for entry in listed:
                 relative = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or (drawn and entry.name == SHEET):
                     continue
                 if entry.is_dir():
                     # A link to a folder above itself would be followed for ever.

@@ -110,8 +110,7 @@ def open_pictures(config: ConfigDict, which: str) -> Source:
         raise UserError(
             f"--config.personal.prior.path is missing: draw some 200 pictures first, "
             f'python -m vljax.generate --prompt "a photo of a {config.personal.noun}" --count 200, '
-            "and give their folder, less its sheet.png; or do without, "
-            "--config.personal.prior_weight=0"
+            "and give their folder; or do without, --config.personal.prior_weight=0"
         )
     return benchmark.pictures(("image",))
 

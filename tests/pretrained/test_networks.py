@@ -26,7 +26,7 @@ from vljax.models.stable_diffusion import StableDiffusion
 from vljax.models.vqgan import VQGAN
 from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD, standardise
 from vljax.pretrained import hub, networks
-from vljax.pretrained.concepts import Concept, with_concepts, write_concept
+from vljax.pretrained.concepts import Concept, read_concepts, with_concepts, write_concept
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -319,7 +319,7 @@ def test_a_concept_is_told_as_diffusers_tells_it(drawn, tmp_path, vectors, suffi
     pipeline.load_textual_inversion(file.parent, weight_name=file.name)
     prompt = "a photo of <cat-toy> star"
     expected = pipeline.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)[0]
-    knowing, words = with_concepts(sd, tokenizer, [file])
+    knowing, words = with_concepts(sd, tokenizer, read_concepts(file))
     ours = knowing.embed(jnp.asarray(words([prompt], sd.tokens)))
     np.testing.assert_allclose(ours, expected.detach(), atol=1e-5)
     assert words.decode(words(["<cat-toy>"], 12))[0].startswith("<cat-toy>")
@@ -342,10 +342,10 @@ def test_concepts_that_cannot_be(drawn, tmp_path):
     ):
         write_concept(file, concept)
         with pytest.raises(UserError, match=problem):
-            with_concepts(sd, tokenizer, [file])
+            with_concepts(sd, tokenizer, read_concepts(file))
     write_concept(file, Concept("<toy>", np.ones((1, width), np.float32)))
     with pytest.raises(UserError, match="was learnt already"):
-        with_concepts(sd, tokenizer, [file, file])
+        with_concepts(sd, tokenizer, read_concepts(file, file))
 
 
 def test_shards_and_what_was_there_before(tmp_path):

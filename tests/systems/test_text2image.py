@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from vljax import pretrained
+from vljax.data.pictures.images import write_png
+from vljax.data.pictures.sources import ImageFolder
 from vljax.diffusion.noise import start_noise
 from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.ops.pixels import to_unit
-from vljax.pretrained.concepts import Concept, write_concept
+from vljax.pretrained.concepts import Concept, read_concepts, write_concept
 from vljax.request import check
-from vljax.systems.text2image import FAMILIES, SYSTEM, get_config, get_published_config
+from vljax.systems.text2image import FAMILIES, SYSTEM, get_config, get_published_config, use
 from vljax.systems.text2image.evaluation import TABLE, Judging
 from vljax.systems.text2image.families import FAMILIES as DRAW
 from vljax.systems.text2image.families import Wish, adversarial, latent
@@ -157,7 +159,7 @@ def test_a_text_is_drawn_and_nothing_recompiles(opened, compilations):
 
 
 @pytest.mark.parametrize("opened", [*SLOW[:2], "tokens", "adversarial"], indirect=True)
-def test_a_request(opened):
+def test_a_request(opened, tmp_path):
     config, model = opened
     request = Request(prompt=("a red star", "a blue heart"), count=2, candidates=2, seed=3)
     made = {one.name: one for one in draw_request(model, config, request)}
@@ -175,6 +177,33 @@ def test_a_request(opened):
     scores = [float(one.settings["CLIP cosine"]) for one in alone]
     best = alone[int(np.argmax(scores))].value
     np.testing.assert_array_equal(made["picture_00_00.png"].value, best)
+    # A folder of them is one of pictures, such as DreamBooth's prior.
+    for one in made.values():
+        write_png(tmp_path / one.name, one.value, one.settings)
+    assert ImageFolder(tmp_path).paths == tuple(name for name in made if name != "sheet.png")
+
+
+@pytest.mark.parametrize("opened", ["adversarial"], indirect=True)
+def test_many_pictures_are_drawn_few_at_a_time(opened, compilations, monkeypatch):
+    """They are the same, and one program draws them all."""
+    config, model = opened
+    monkeypatch.setattr(use, "_TOGETHER", 2)
+
+    def drawn(count, first, candidates=1):
+        request = Request(prompt=("a star",), count=count, seed=first, candidates=candidates)
+        wish = use.read(model, config, request)
+        return use.draw_best(model, config, wish, "a star", request)
+
+    pairs = [drawn(2, first) for first in (3, 5, 7)]
+    compilations()
+    pictures, scores = drawn(5, 3)
+    assert compilations() == 0
+    np.testing.assert_array_equal(pictures, np.concatenate([p for p, _ in pairs])[:5])
+    np.testing.assert_array_equal(scores, np.concatenate([s for _, s in pairs])[:5])
+    # The second candidates of pictures 0, 1, 2 are pictures 3, 4, 5.
+    _, best = drawn(3, 3, candidates=2)
+    six = np.concatenate([s for _, s in pairs])
+    np.testing.assert_array_equal(best, np.maximum(six[:3], six[3:]))
 
 
 @pytest.mark.parametrize("opened", [*SLOW, "variational"], indirect=True)
@@ -281,13 +310,29 @@ def test_a_concept_is_drawn_and_another_compiles_nothing(published, tmp_path, co
         write_concept(file, Concept("<toy>", vectors))
 
     def drawn(*concept):
-        wish = Wish(("a red <toy>",), (7,), steps="leading2", concept=concept).filled(config)
+        words = tuple(read_concepts(*concept))
+        wish = Wish(("a red <toy>",), (7,), steps="leading2", concept=words).filled(config)
         return np.asarray(latent.draw(model, config, wish))
 
     one = drawn(files[0])
     compilations()
     assert not np.array_equal(drawn(files[1]), one)
     assert compilations() == 0
+
+
+def test_candidates_ask_for_a_clip_and_it_can_be_given(published):
+    config, model, _ = published
+    request = Request(prompt=("a red star",), candidates=2)
+    with pytest.raises(UserError, match=r"--candidates=2: .*--config\.pretrained\.clip=FILE, or"):
+        use.read(model, config, request)
+    with_clip = config.copy_and_resolve_references()
+    with_clip.pretrained.clip = "ViT-B-32.pt"
+    skeleton = jax.eval_shape(lambda: make_model(with_clip))
+    assert (skeleton.clip.context_length, skeleton.clip.visual.image_size) == (77, 224)
+    assert use.read(skeleton, with_clip, request).texts == ()
+    config = get_config("latent")
+    with pytest.raises(UserError, match=r"no CLIP that could choose; leave it out"):
+        use.read(model, config, request)
 
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

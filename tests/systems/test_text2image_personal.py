@@ -1,5 +1,6 @@
 """Personalisation: what each stage learns, how it begins, and what comes out of it."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -14,8 +15,14 @@ from vljax import export, pretrained
 from vljax.errors import UserError
 from vljax.models.parameters import copied, named_parameters
 from vljax.pretrained.concepts import Concept, read_concepts, write_concept
-from vljax.systems.text2image import PERSONAL, SYSTEM, get_personal_config, with_personal
-from vljax.systems.text2image.families import Wish, latent, personal
+from vljax.systems.text2image import (
+    PERSONAL,
+    SYSTEM,
+    get_personal_config,
+    use,
+    with_personal,
+)
+from vljax.systems.text2image.families import FAMILIES, Wish, latent, personal
 from vljax.systems.text2image.likeness import TABLE
 from vljax.systems.text2image.model import make_model
 from vljax.training import weights
@@ -232,6 +239,31 @@ def test_clip_reads_the_noun_for_the_word():
     assert personal.with_noun(recipe("dreambooth"), "a sks circle") == "a sks circle"
     with pytest.raises(UserError, match="'<mine>' was learnt already"):
         personal.read_word(config).with_word("<mine>", 800, 2)
+
+
+@pytest.mark.parametrize("begun", ["inversion"], indirect=True)
+def test_clip_reads_nouns_of_concepts_whose_files_are_read_once(begun, tmp_path, monkeypatch):
+    config, model, _ = begun
+    file = tmp_path / "one.safetensors"
+    write_concept(file, Concept("<cat-toy>", np.ones((1, 16), np.float32)))
+    request = use.Request(
+        prompt=("a <cat-toy> on a <mine>",), concept=(str(file),), count=1, candidates=3
+    )
+    wish = use.read(model, config, request)
+    file.unlink()
+    side = config.data.image_size
+    pictures = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+    known = dataclasses.replace(FAMILIES["latent"], draw=lambda *_: pictures)
+    monkeypatch.setitem(FAMILIES, "latent", known)
+
+    def scores(text, wish):
+        return use.draw_best(model, config, wish, text, request)[1]
+
+    found = scores(request.prompt[0], wish)
+    bare = dataclasses.replace(wish, concept=())
+    np.testing.assert_array_equal(found, scores("a cat toy on a circle", bare))
+    assert found != scores("a thing on a circle", bare)
+    assert Concept("<*>", np.ones((1, 16), np.float32)).noun == "thing"
 
 
 @pytest.mark.parametrize(

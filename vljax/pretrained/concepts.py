@@ -7,6 +7,7 @@ file's name is the word.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,14 +33,23 @@ class Concept(NamedTuple):
     word: str
     vectors: Float[np.ndarray, "n d"]
 
+    @property
+    def noun(self) -> str:
+        """What stands for it where it was not learnt: the word without its signs, "cat toy"."""
+        return " ".join(re.findall(r"[^\W_]+", self.word)) or "thing"
 
-def read_concepts(path: str | os.PathLike) -> list[Concept]:
-    """The concepts in a file.
+
+def read_concepts(*paths: str | os.PathLike) -> list[Concept]:
+    """The concepts in files.
 
     Raises:
-        UserError: it is no such file.
+        UserError: one is no such file.
     """
-    path, found = Path(path), []
+    return [concept for path in paths for concept in _read(Path(path))]
+
+
+def _read(path: Path) -> list[Concept]:
+    found = []
     for word, tensor in read_tensors(path).items():
         if tensor.ndim not in (1, 2) or not tensor.size:
             raise UserError(
@@ -66,31 +76,30 @@ def write_concept(path: str | os.PathLike, concept: Concept, dtype: str = "float
 
 
 def with_concepts(
-    sd: StableDiffusion, tokenizer: Tokenizer, paths: Sequence[str | os.PathLike]
+    sd: StableDiffusion, tokenizer: Tokenizer, concepts: Sequence[Concept]
 ) -> tuple[StableDiffusion, Tokenizer]:
-    """A Stable Diffusion whose prompts may hold the concepts of files; nothing given is changed.
+    """A Stable Diffusion whose prompts may hold concepts; nothing given is changed.
 
     Args:
         sd: Its text tower gets a row for each vector, so that another concept of as many vectors
             compiles nothing.
         tokenizer: The tower's; the one that comes back knows the words.
-        paths: The files.
+        concepts: As `read_concepts` gives them.
 
     Raises:
-        UserError: a file is none, its vectors do not fit the tower, or a word is there already.
+        UserError: vectors do not fit the tower, or a word is there already.
     """
-    if not paths:
+    if not concepts:
         return sd, tokenizer
     before, width = sd.text_encoder.token_embedding.weight.shape
     rows: list[np.ndarray] = []
-    for path in paths:
-        for word, vectors in read_concepts(path):
-            if vectors.shape[1] != width:
-                raise UserError(
-                    f"--concept={path}: the vectors of {word} have {vectors.shape[1]} numbers, "
-                    f"this text tower reads {width}; give a concept that it learnt"
-                )
-            first = before + sum(map(len, rows))
-            tokenizer = tokenizer.with_word(word, first, len(vectors))
-            rows.append(vectors)
+    for word, vectors in concepts:
+        if vectors.shape[1] != width:
+            raise UserError(
+                f"--concept: the vectors of {word} have {vectors.shape[1]} numbers, this text "
+                f"tower reads {width}; give a concept that it learnt"
+            )
+        first = before + sum(map(len, rows))
+        tokenizer = tokenizer.with_word(word, first, len(vectors))
+        rows.append(vectors)
     return sd.with_words(jnp.asarray(np.concatenate(rows))), tokenizer

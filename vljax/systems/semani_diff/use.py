@@ -28,7 +28,7 @@ from vljax.data.pictures.photographs import (
 from vljax.diffusion.process import make_process
 from vljax.diffusion.progress import progress_bar
 from vljax.errors import UserError
-from vljax.pretrained.concepts import with_concepts
+from vljax.pretrained.concepts import read_concepts, with_concepts
 from vljax.request import File, is_given, option
 from vljax.request import Picture as Given
 from vljax.systems import Result
@@ -144,7 +144,8 @@ def _manipulated(
     steps = request.steps or fields.steps
     process = make_process(config, steps, clean_end=config.diffusion.clean_end)
     guidance = fields.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    sd, tokenizer = with_concepts(model.sd, make_tokenizer(config), request.concept)
+    concepts = read_concepts(*request.concept)
+    sd, tokenizer = with_concepts(model.sd, make_tokenizer(config), concepts)
     told = {"seed": str(request.seed), "guidance_scale": str(guidance), "steps": steps}
     told |= {"sampler": request.sampler or fields.sampler, "pasted": str(not request.no_paste)}
 

@@ -30,7 +30,7 @@ from vljax.models.folders import clipseg_arguments
 from vljax.models.parameters import copied
 from vljax.ops.inside_outside import StrengthSchedule
 from vljax.ops.pixels import to_unit
-from vljax.pretrained.concepts import with_concepts
+from vljax.pretrained.concepts import read_concepts, with_concepts
 from vljax.request import File, Picture, is_given, option
 from vljax.systems import Result
 from vljax.systems.shape_guided.batch import Batch, Keep, Wish, make_batch, token_split
@@ -137,7 +137,8 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
             "--concept: --method=blended is guided by CLIP, which did not learn the word; choose "
             "another method"
         )
-    sd, tokenizer = with_concepts(model.sd, make_tokenizer(config), request.concept)
+    concepts = read_concepts(*request.concept)
+    sd, tokenizer = with_concepts(model.sd, make_tokenizer(config), concepts)
     scale = request.guidance_scale
     if scale is None:
         scale = method.default_scale(config)

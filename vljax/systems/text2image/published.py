@@ -13,6 +13,7 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
     """Published networks of a family, on COCO's captions.
 
     - `latent`: Stable Diffusion 1.5 at 512 px, whose folder `pretrained.sd` gives; nothing trains.
+      CLIP ViT-B/32 ranks and judges its pictures where `pretrained.clip` gives it.
     - `pixels`: GLIDE's filtered model at 64 px, whose file `pretrained.glide` gives.
     - `tokens`: SeMani-Trans's Transformer and optimizer, without gray pictures, at 256 px over the
       codes of the published VQGAN, which `pretrained.vqgan` gives (16×16 of 1,024). DALL-E's own,
@@ -31,6 +32,7 @@ def get_published_config(family: str, data_dir: str) -> ConfigDict:
     towers = {"context_length": 77, "vocabulary_size": 49_408, "head_channels": 64}
     if family == "latent":
         config.data.image_size = 512
+        config.model.clip = {**PUBLISHED["ViT-B/32"], **towers}
         config.model.vae = {"remat": "off", "dtype": "float32"}
         config.model.unet = {"remat": "off", "dtype": "bfloat16", "context_features": 768}
         config.model.text_encoder = {"text_width": 768, "text_layers": 12, "dtype": "float32"}

@@ -1,6 +1,6 @@
 """What a person asks of text2image: pictures of a text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import jax
@@ -17,6 +17,7 @@ from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import cosine
+from vljax.pretrained.concepts import Concept, read_concepts
 from vljax.request import File, Picture, is_given, option
 from vljax.systems import Result
 from vljax.systems.text2image.families import FAMILIES, Wish
@@ -59,7 +60,9 @@ class Request:
     image: Picture | None = option(None, help="begin with this picture")
     mask: Picture | None = option(None, help="draw in --image only here: white inside")
     concept: tuple[File, ...] = option(
-        (), help="textual inversion: files of words that --prompt may hold"
+        (),
+        help="textual inversion: files of words that --prompt may hold; CLIP, which ranks "
+        "--candidates, reads <cat-toy> as cat toy",
     )
     strength: float = option(
         0.8,
@@ -98,9 +101,11 @@ def read(model: Text2Image, config: ConfigDict, request: Request) -> Wish:
     if not request.prompt:
         raise UserError('--prompt is missing: say what shall be shown, --prompt "a red circle"')
     if request.candidates > 1 and clip_of(model) is None:
+        # It can be given where the config tells its sizes.
+        give = "give the one of config.model.clip with --config.pretrained.clip=FILE, or "
         raise UserError(
-            f"--candidates={request.candidates}: there is no CLIP that could choose; give "
-            "--config.pretrained.clip, or leave it out"
+            f"--candidates={request.candidates}: there is no CLIP that could choose; "
+            f"{give if config.model.clip else ''}leave it out"
         )
     heeded = FAMILIES[config.family].heeds
     for field in fields(Request)[4:]:
@@ -131,7 +136,7 @@ def read(model: Text2Image, config: ConfigDict, request: Request) -> Wish:
         image=image,
         mask=mask,
         strength=request.strength,
-        concept=request.concept,
+        concept=tuple(read_concepts(*request.concept)),
     )
 
 
@@ -152,6 +157,10 @@ def _picture_and_mask(
     return to_working_size(photo, np.ones((height, width), bool), size)[0], None
 
 
+# Pictures drawn at a time, so that memory does not grow with how many are asked for.
+_TOGETHER = 8
+
+
 def draw_best(
     model: Text2Image,
     config: ConfigDict,
@@ -166,30 +175,41 @@ def draw_best(
     the pictures that are drawn without any.
     """
     count, clip = request.count, clip_of(model)
-    best: np.ndarray | None = None
-    scores: np.ndarray | None = None
-    with progress_bar(label) as bar:
-        for k in range(request.candidates):
-            first = request.seed + k * count
-            seeds = tuple(range(first, first + count))
-            one = replace(wish, texts=(text,) * count, seeds=seeds).filled(config)
-            drawn = np.asarray(FAMILIES[config.family].draw(model, config, one, bar))
-            fits = None if clip is None else fit(clip, config, drawn, [text] * count)
-            if best is None or scores is None or fits is None:
-                best, scores = drawn, fits
-                continue
-            better = fits > scores
-            best = np.where(better[:, None, None, None], drawn, best)
-            scores = np.maximum(fits, scores)
-    assert best is not None
-    return best, scores
+    # Batches of one size, for one program: the last one draws its last picture more than once.
+    size = -(-count // -(-count // _TOGETHER))
+    found = []
+    for first in range(0, count, size):
+        places = [min(i, count - 1) for i in range(first, first + size)]
+        part = f"{label}, {first + 1} to {places[-1] + 1} of {count}" if size < count else label
+        best: np.ndarray | None = None
+        scores: np.ndarray | None = None
+        with progress_bar(part) as bar:
+            for k in range(request.candidates):
+                seeds = tuple(request.seed + i + k * count for i in places)
+                one = replace(wish, texts=(text,) * size, seeds=seeds).filled(config)
+                drawn = np.asarray(FAMILIES[config.family].draw(model, config, one, bar))
+                fits = None if clip is None else fit(clip, config, drawn, text, wish.concept)
+                if best is None or scores is None or fits is None:
+                    best, scores = drawn, fits
+                    continue
+                better = fits > scores
+                best = np.where(better[:, None, None, None], drawn, best)
+                scores = np.maximum(fits, scores)
+        found.append((best, scores))
+    bests, fitting = zip(*found, strict=True)
+    pictures = np.concatenate(bests)[:count]
+    return pictures, None if clip is None else np.concatenate(fitting)[:count]
 
 
 def fit(
-    clip: CLIP, config: ConfigDict, pictures: UInt8[np.ndarray, "n h w 3"], texts: list[str]
+    clip: CLIP,
+    config: ConfigDict,
+    pictures: UInt8[np.ndarray, "n h w 3"],
+    text: str,
+    concepts: Sequence[Concept] = (),
 ) -> Float[np.ndarray, " n"]:
-    """CLIP's cosines of pictures and texts; a learnt word, which it does not know, is its noun."""
-    known = [with_noun(config, text) for text in texts]
+    """CLIP's cosines of pictures and a text; of learnt words, which it does not know, the nouns."""
+    known = [with_noun(config, text, concepts)] * len(pictures)
     tokens = make_tokenizer(config)(known, clip.context_length)
     return np.asarray(_cosines(clip, jnp.asarray(pictures), jnp.asarray(tokens)))
 

@@ -15,6 +15,7 @@ from vljax.data.pictures.images import image_grid, image_transform, resize_and_c
 from vljax.data.source import Source, Transform
 from vljax.data.text.tokenizers import Tokenizer, captioned, with_dropped_text
 from vljax.errors import UserError
+from vljax.pretrained.concepts import Concept
 from vljax.systems.text2image.model import embed_texts, make_tokenizer
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
@@ -38,7 +39,7 @@ class Wish:
         mask: Draw only where it is true.
         strength: How far `image` is noised, as a share of all steps.
         clip_scale: Of guidance by CLIP; 0 for none.
-        concept: Files of words that the text tower learnt, see `vljax.pretrained.concepts`.
+        concept: Words that the text tower learnt elsewhere.
     """
 
     texts: tuple[str, ...]
@@ -54,7 +55,7 @@ class Wish:
     mask: np.ndarray | None = None
     strength: float = 1.0
     clip_scale: float | None = None
-    concept: tuple[str, ...] = ()
+    concept: tuple[Concept, ...] = ()
 
     def filled(self, config: ConfigDict) -> "Wish":
         """With what the config says where nothing was said."""

@@ -8,6 +8,7 @@ pictures of the noun alone that keep it as it was (section 3.3, eq. 2). Where a 
 U-Net is fine-tuned on the word that was learnt.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.stable_diffusion import StableDiffusion
 from vljax.ops.pixels import to_unit
+from vljax.pretrained.concepts import Concept
 from vljax.systems.text2image.model import latent_arguments, make_tokenizer
 from vljax.training.stage import Stage
 
@@ -255,8 +257,17 @@ class _Shown:
         return self.tokenizer([text], self.length)[0]
 
 
-def with_noun(config: ConfigDict, text: str) -> str:
-    """A text as those read it who did not learn the word: with the noun in its place."""
-    if not (config.model.get("personal") or {}).get("vectors"):
-        return text
-    return text.replace(config.personal.word, config.personal.noun)
+def with_noun(config: ConfigDict, text: str, concepts: Sequence[Concept] = ()) -> str:
+    """A text as those read it who did not learn the words: with nouns in their places.
+
+    Args:
+        config: Tells the word that was learnt here, if any, and its noun.
+        text: The text.
+        concepts: Words that were learnt elsewhere.
+    """
+    nouns = {one.word: one.noun for one in concepts}
+    if (config.model.get("personal") or {}).get("vectors"):
+        nouns[config.personal.word] = config.personal.noun
+    # At once, for a noun may hold a word; of words that begin alike the longest.
+    words = "|".join(re.escape(word) for word in sorted(nouns, key=len, reverse=True))
+    return re.sub(words, lambda found: nouns[found[0]], text) if nouns else text

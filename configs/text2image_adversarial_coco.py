@@ -2,6 +2,11 @@ r"""text2image, family adversarial.
 
 python -m vljax.train --config configs/text2image_adversarial_coco.py --workdir runs/adversarial
 python -m vljax.generate --workdir runs/adversarial --out drawn --prompt "a photo of a red star"
+
+The first trains on the embedded scenes, 12 minutes of one core. Expected there, one seed, 192
+pictures of all shapes and colours: of the largest objects 61 % ± 4 have the colour asked for, 16 %
+± 3 the shape, 11 % ± 2 both (by chance 13, 17 and 2), in 3 ms a picture: blots of the right colour.
+As published it has not been run here.
 """
 
 from functools import partial

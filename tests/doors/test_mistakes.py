@@ -1,5 +1,7 @@
 """A user's mistake ends in one line that says what to do, exit code 2, before anything compiles."""
 
+import importlib
+import pkgutil
 import random
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from vljax import evaluate, generate, train
+from vljax import evaluate, generate, systems, train
 from vljax.config import flatten
 from vljax.doors import parse_config
 
@@ -88,6 +90,11 @@ def _refuse_to_run(function, **options):
 
 
 JIT = jax.jit
+
+# What a module decorates while `jax.jit` is another stays so, for all tests that come after: the
+# systems, and all that they need, are there before.
+for found in pkgutil.walk_packages(systems.__path__, "vljax.systems."):
+    importlib.import_module(found.name)
 
 
 def test_an_empty_folder_and_a_folder_of_other_files(capsys, monkeypatch, tmp_path):

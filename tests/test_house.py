@@ -38,10 +38,11 @@ ROOMS = {
     "certificate": {"model", "recipe"},
     "training": {"certificate", "method", "model", "recipe"},
     "paper": set(),
+    "detection": {"method"},
     "use": {"baselines", "batch", "method", "methods", "model", "recipe"},
     "evaluation": {
-        *("baselines", "batch", "maps", "method", "methods", "model", "paper", "probing"),
-        *("recipe", "use"),
+        *("baselines", "batch", "detection", "maps", "method", "methods", "model", "paper"),
+        *("probing", "recipe", "use"),
     },
     "probing": {"certificate", "method", "model", "recipe"},
     "maps": {"method", "model", "probing", "recipe"},

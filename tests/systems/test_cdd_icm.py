@@ -14,6 +14,7 @@ from tests.data.pictures.test_geneva import Long
 from vljax import evaluate, generate, train
 from vljax.data.pictures import geneva
 from vljax.data.text.tokenizers import train_tokenizer
+from vljax.diffusion.noise import example_keys
 from vljax.diffusion.process import Process, make_process, q_sample
 from vljax.diffusion.progress import report_to
 from vljax.doors import parse_config
@@ -23,9 +24,9 @@ from vljax.models.parameters import copied, named_parameters
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import contrastive_loss, cosine
 from vljax.systems import cdd_icm
-from vljax.systems.cdd_icm import evaluation, method, training
+from vljax.systems.cdd_icm import detection, evaluation, method, training
 from vljax.systems.cdd_icm.evaluation import BY_TURN, LAST, RETRIEVAL, SAID, SETTINGS
-from vljax.systems.cdd_icm.method import Drawing, read_dialogues
+from vljax.systems.cdd_icm.method import Drawing, Drawn, read_dialogues
 from vljax.systems.cdd_icm.model import (
     Composer,
     Denoiser,
@@ -346,6 +347,8 @@ def test_rows_of_table_2_are_fields():
             jax.eval_shape(lambda c=change: cdd_icm.make_model(configured(f"--config.{c}")))
     with pytest.raises(UserError, match=r"dropped\.share=2"):
         names("--config.dropped.share=2.0")
+    with pytest.raises(UserError, match=r"dropped.what=\('text',\): 'text' is none of condition"):
+        names("--config.dropped.what=('text',)")
     with pytest.raises(UserError, match=r"model\.projections='own'"):
         names("--config.model.projections=own")
 
@@ -430,6 +433,38 @@ def test_the_best_candidate_stays(config, model):
     vector = composed(model, canvas, tokens).vector[1:2]
     score = cosine(seen(model, np.repeat(best.pictures, 4, axis=0)).summary[:1], vector)
     np.testing.assert_allclose(score, best.scores.max(1), atol=1e-3)
+
+
+def test_candidates_are_drawn_few_at_a_time(config, monkeypatch):
+    """In parts of one size; the best of all stays, and each is scored once."""
+    fits, sizes = np.array([[0.1, 0.5, 0.2, 0.9, 0.3], [0.8, 0.1, 0.2, 0.3, 0.4]]), []
+
+    def drawn(model, process, trained, keys, number, which, reference, *others, **scales):
+        sizes.append(len(which))
+        best = which[fits[:, which].argmax(axis=1)]
+        return Drawn(np.full_like(reference, best[:, None, None, None]), fits[:, which])
+
+    monkeypatch.setattr(method, "_TOGETHER", 4)
+    monkeypatch.setattr(method, "_draw", drawn)
+    made = Drawing(config, candidates=5).turn(None, None, 1, np.zeros((2, 1, 1, 3), np.uint8), None)
+    assert sizes == [2, 2, 2]
+    np.testing.assert_array_equal(made.pictures[:, 0, 0, 0], [3, 0])
+    np.testing.assert_array_equal(made.scores, fits)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 5])
+def test_a_dialogue_is_drawn_from_its_own_noise(config, monkeypatch, batch_size):
+    """Also the last one, where examples are missing to a whole batch."""
+    given = read_dialogues(config, 5)
+
+    def turn(self, model, keys, number, reference, tokens, progress=None):
+        noise = np.asarray(jax.vmap(jax.random.bits)(keys) % 256, np.uint8)
+        return Drawn(np.broadcast_to(noise[:, None, None, None], reference.shape), noise[:, None])
+
+    monkeypatch.setattr(Drawing, "turn", turn)
+    own = jax.vmap(jax.random.bits)(example_keys(jax.random.key(7), 5)) % 256
+    made = Drawing(config).dialogues(None, 7, given, batch_size)
+    np.testing.assert_array_equal(made[:, -1, 0, 0, 0], own)
 
 
 def test_drawings_that_cannot_be(config):
@@ -544,6 +579,8 @@ def test_settings_that_cannot_be():
         evaluation.varied(judging, "seed=3")
     with pytest.raises(UserError, match="keep takes a number, not 'much'"):
         evaluation.varied(judging, "keep=much")
+    with pytest.raises(UserError, match="--also=steps=5,candidates=0: --candidates=0: give"):
+        evaluation.varied(judging, "steps=5,candidates=0")
 
 
 def test_papers_rows_add_up():
@@ -573,15 +610,17 @@ def test_genevas_localiser_judges_where_it_is_given(monkeypatch):
     """Its layouts, with depth for CoDraw; a file of something else is refused."""
     sizes = {"detector": 58, "localizer": 58 * 3}
     tensors = {f"module.{name}.1.bias": np.zeros(n, np.float32) for name, n in sizes.items()}
-    monkeypatch.setattr(evaluation, "read_tensors", lambda path: tensors)
-    monkeypatch.setattr(evaluation, "assign", lambda skeleton, tensors, origin: skeleton)
-    monkeypatch.setattr(evaluation, "ObjectLocalizer", Localiser)
-    see = evaluation.open_localizer("codraw.pth", 2)
+    monkeypatch.setattr(detection, "read_tensors", lambda path: tensors)
+    monkeypatch.setattr(detection, "assign", lambda skeleton, tensors, origin: skeleton)
+    monkeypatch.setattr(detection, "ObjectLocalizer", Localiser)
+    see = detection.open_localizer("codraw.pth", 2, 0)
     levels = np.array([0, 51, 102], np.uint8)
     layouts = see(np.full((3, 9, 9, 3), levels[:, None, None, None]))
     assert [layout.present.sum() for layout in layouts] == [3, 3, 3]
     first = [layout.centres[0] for layout in layouts]
     np.testing.assert_allclose(first, [(0, 0), (0.2, 0.1), (0.4, 0.2)], atol=1e-6)
+    with pytest.raises(UserError, match=r"codraw\.pth: knows 58 classes, the data have 24"):
+        detection.open_localizer("codraw.pth", 2, 24)
     tensors.clear()
     with pytest.raises(UserError, match="holds no detector and localizer"):
-        evaluation.open_localizer("codraw.pth", 2)
+        detection.open_localizer("codraw.pth", 2, 0)

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 from scipy import ndimage
@@ -29,19 +28,16 @@ from vljax.data.pictures.images import contact_sheet
 from vljax.data.scenes import RELATIONS, Scene, SceneObject, follow, relations, render
 from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
-from vljax.metrics.layout import GenevaScore, Layout, geneva_score, layout_of, mean_geneva_score
+from vljax.metrics.layout import GenevaScore, mean_geneva_score
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
 from vljax.metrics.retrieval import draw_distractors, retrieval_accuracy
-from vljax.models.localizer import ObjectLocalizer, localizer_pixels
 from vljax.ops.pixels import to_unit
-from vljax.pretrained import assign, read_tensors
-from vljax.request import File, option
+from vljax.request import File, check, option
+from vljax.systems.cdd_icm.detection import Detector, Pictures, open_detector
 from vljax.systems.cdd_icm.method import Dialogues, Drawing, read_dialogues
-from vljax.systems.cdd_icm.model import CDDICM, encode_image, read
+from vljax.systems.cdd_icm.model import CDDICM, encode_image, has_noisy, read
 from vljax.systems.cdd_icm.paper import PAPER, TABLE_1, TABLE_2
-
-Pictures = UInt8[np.ndarray, "m n h w 3"]
 
 LAST = "last turns alone (GeNeVA)"
 BY_TURN = "by turn"
@@ -100,12 +96,17 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
     given = read_dialogues(config, judging.num_dialogues)
     benchmark = open_benchmark(config.data)
     study = Study(model, config, judging, given)
+    # What cannot be is told before anything is drawn.
+    detector = open_detector(benchmark, judging.localizer, judging.batch_size)
+    usual = study.drawing(judging)
+    also = {_UNGUIDED.get(asked, asked): varied(judging, asked) for asked in judging.also}
+    for asked in also.values():
+        study.drawing(asked)
     drawn, seconds = study.draw("free-running")
     supplied, _ = study.draw("true references", true_references=True)
-    made, took = {_name(config): drawn}, {_name(config): seconds}
-    for asked in judging.also:
-        name = _UNGUIDED.get(asked, asked)
-        made[name], took[name] = study.draw(name, varied(judging, asked))
+    made, took = {_name(config, usual): drawn}, {_name(config, usual): seconds}
+    for name, asked in also.items():
+        made[name], took[name] = study.draw(name, asked)
     made["w/o iterative setting"] = supplied
     floors = {
         "copies the reference": np.broadcast_to(given.canvas[:, None], drawn.shape),
@@ -118,11 +119,12 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
         "dialogues": len(given.lengths),
         "turns": int(given.lengths.sum()),
         "data": benchmark.label,
-        "sampler": study.drawing(judging).sampler,
-        "steps": study.drawing(judging).steps,
+        "sampler": usual.sampler,
+        "steps": usual.steps,
+        "φ, ψ": f"{usual.phi:g}, {usual.psi:g}",
+        "candidates, keep": f"{usual.candidates}, {usual.keep:g}",
     }
     rows: list[Row] = []
-    detector = open_detector(benchmark, judging)
     notes["objects found by"] = "none: give --localizer" if detector is None else detector.name
     if detector is not None:
         meant = detector.layouts(given.pictures, given.lengths)
@@ -140,10 +142,8 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
     return Report((*PAPER, *rows), notes, {"dialogues": _figure(given, drawn)})
 
 
-def _name(config: ConfigDict) -> str:
-    """What table 2 calls a model trained so."""
-    if not config.with_icm:
-        return "w/o ICM"
+def _name(config: ConfigDict, drawing: Drawing) -> str:
+    """What table 2 calls a model trained so, with what else is unusual."""
     names = {0.0: "CLIP frozen", 1.0: "CLIP fully trained"}
     other = [
         f"{field} {config.model[field]}"
@@ -154,9 +154,18 @@ def _name(config: ConfigDict) -> str:
         other.append(f"context {'+'.join(config.model.context) or 'off'}")
     if not config.model.reference_channels:
         other.append("reference channels off")
+    scales = config.guidance
+    for field, value, usual in (
+        ("text_scale", drawing.phi, scales.classifier_free),
+        ("icm_scale", drawing.psi, scales.icm if has_noisy(config) else 0.0),
+        ("candidates", drawing.candidates, 1),
+        ("keep", drawing.keep, 0.0),
+    ):
+        if value != usual:
+            other.append(f"{field}={value:g}")
     named = names.get(float(config.backbone_rate), "CDD-ICM")
-    if not config.with_icm_guidance:
-        named = "w/o ICM guidance"
+    if not has_noisy(config):
+        named = "w/o ICM guidance" if config.with_icm else "w/o ICM"
     return ", ".join([named, *other])
 
 
@@ -181,7 +190,12 @@ def varied(judging: Judging, asked: str) -> Judging:
             changed[name] = kinds[name](value)
         except ValueError as error:
             raise UserError(f"--also={asked}: {name} takes a number, not {value!r}") from error
-    return replace(judging, **changed)
+    found = replace(judging, **changed)
+    try:
+        check(found)
+    except UserError as error:
+        raise UserError(f"--also={asked}: {error}") from error
+    return found
 
 
 @dataclass(frozen=True)
@@ -247,97 +261,6 @@ def _anew(benchmark: Benchmark, given: Dialogues, seed: int) -> dict[str, Pictur
 
 
 # Objects (tables 1 and 2) ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Detector:
-    """What finds objects in pictures.
-
-    Attributes:
-        name: What it is.
-        see: The layouts of pictures [n h w 3].
-        detect: A picture's objects with their outlines; None where only layouts are known.
-    """
-
-    name: str
-    see: Callable[[UInt8[np.ndarray, "n h w 3"]], list[Layout]]
-    detect: Callable[[UInt8[np.ndarray, "h w 3"]], Sequence[Any]] | None = None
-
-    def layouts(self, pictures: Pictures, lengths: np.ndarray) -> list[list[Layout]]:
-        """Of every turn of every dialogue."""
-        valid = np.arange(pictures.shape[1]) < lengths[:, None]
-        found = iter(self.see(pictures[valid]))
-        return [[next(found) for _ in range(length)] for length in lengths]
-
-    def score(
-        self, pictures: Pictures, meant: list[list[Layout]], given: Dialogues
-    ) -> list[list[GenevaScore]]:
-        """Every turn's agreement with the true picture."""
-        found = self.layouts(pictures, given.lengths)
-        return [
-            [geneva_score(one, other) for one, other in zip(f, m, strict=True)]
-            for f, m in zip(found, meant, strict=True)
-        ]
-
-
-def open_detector(benchmark: Benchmark, judging: Judging) -> Detector | None:
-    """GeNeVA's localiser where its weights are given, else the data's oracle, or None.
-
-    Raises:
-        UserError: the weights cannot be read, or are of other classes.
-    """
-    if judging.localizer is not None:
-        return Detector("GeNeVA's localiser", open_localizer(judging.localizer, judging.batch_size))
-    oracle = benchmark.oracle
-    if oracle is None:
-        return None
-    classes = len(benchmark.classes)
-    found: dict[bytes, Sequence[Any]] = {}
-
-    def detect(picture: UInt8[np.ndarray, "h w 3"]) -> Sequence[Any]:
-        # Every table looks at the same pictures.
-        key = picture.tobytes()
-        if key not in found:
-            found[key] = oracle.detect(picture)
-        return found[key]
-
-    def see(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Layout]:
-        return [layout_of(detect(one), classes, one.shape[:2]) for one in pictures]
-
-    return Detector("the oracle", see, detect)
-
-
-def open_localizer(
-    path: str, batch_size: int
-) -> Callable[[UInt8[np.ndarray, "n h w 3"]], list[Layout]]:
-    """GeNeVA's detector and localiser as what sees layouts; of CoDraw x and depth count.
-
-    Raises:
-        UserError: the file cannot be read, or is none of GeNeVA's.
-    """
-    tensors = ObjectLocalizer.published_names(read_tensors(path))
-    sizes = [len(tensors.get(f"{part}.1.bias", ())) for part in ("detector", "localizer")]
-    if not sizes[0] or sizes[1] % sizes[0]:
-        raise UserError(
-            f"--localizer={path}: holds no detector and localizer as GeNeVA's do; give "
-            "iclevr_inception_best_checkpoint.pth or codraw_inception_best_checkpoint.pth"
-        )
-    skeleton = jax.eval_shape(
-        lambda: ObjectLocalizer(sizes[0], sizes[1] // sizes[0], rngs=nnx.Rngs(0))
-    )
-    model = jax.tree.map(jnp.asarray, assign(skeleton, tensors, origin=path))
-    run = jax.jit(lambda model, images: model(images))
-
-    def see(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Layout]:
-        layouts = []
-        for first in range(0, len(pictures), batch_size):
-            part = np.minimum(np.arange(first, first + batch_size), len(pictures) - 1)
-            found, places = run(model, localizer_pixels(pictures[part]))
-            centres = np.asarray(places, np.float64)[..., [0, -1]]
-            layouts += [Layout(*one) for one in zip(np.asarray(found) > 0.5, centres, strict=True)]
-        return layouts[: len(pictures)]
-
-    return see
 
 
 def _means(scores: list[list[GenevaScore]]) -> dict[str, float]:

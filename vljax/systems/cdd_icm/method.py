@@ -122,22 +122,25 @@ def keep_unchanged(
 
 
 class Drawn(NamedTuple):
-    """What a turn drew.
+    """What a turn drew; on the host where `Drawing.turn` gives it.
 
     Attributes:
         pictures: Of each example the candidate that fits best.
         scores: Of every candidate, the cosine between c and its embedding.
     """
 
-    pictures: UInt8[Array, "b h w 3"]
-    scores: Float[Array, "b n"]
+    pictures: UInt8[Array | np.ndarray, "b h w 3"]
+    scores: Float[Array | np.ndarray, "b n"]
+
+
+# Pictures drawn at a time, so that memory does not grow with the candidates asked for.
+_TOGETHER = 16
 
 
 class _Fixed(NamedTuple):
     """What makes another program."""
 
     sampler: str
-    candidates: int
     classifier_free: bool
     icm: bool
     drops: tuple[str, ...]
@@ -150,8 +153,9 @@ def _draw(
     trained: Process,
     keys: Key[Array, " b"],
     number: Int[Array, ""],
+    which: Int[Array, " n"],
     reference: UInt8[Array, "b h w 3"],
-    tokens: Int[Array, "b n"],
+    tokens: Int[Array, "b l"],
     progress: Progress | None,
     *,
     fixed: _Fixed,
@@ -166,12 +170,11 @@ def _draw(
     free = without(condition, fixed.drops)
     free_context = context if fixed.drops == ("condition",) else model.diffusion.attend_to(free)
 
-    # Candidates of an example stand together; the first is what is drawn where there is but one.
-    count = fixed.candidates
+    # Candidates of an example stand together.
+    count = len(which)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-    keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count)))(
-        keys
-    ).reshape(-1)
+    keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, which))(keys)
+    keys = keys.reshape(-1)
     many = functools.partial(jax.tree.map, lambda x: jnp.repeat(x, count, axis=0))
     under, attended = many(condition), many(context)
     if fixed.classifier_free:
@@ -302,7 +305,7 @@ class Drawing:
             "keep": keep,
         }
         drops = tuple(config.dropped.what)
-        self.fixed = _Fixed(self.sampler, candidates, self.phi != 1, self.psi != 0, drops)
+        self.fixed = _Fixed(self.sampler, self.phi != 1, self.psi != 0, drops)
 
     def turn(
         self,
@@ -314,18 +317,31 @@ class Drawing:
         progress: Progress | None = None,
     ) -> Drawn:
         """Turn `number` of a batch of dialogues, counted from 1."""
-        return _draw(
-            model,
-            self.process,
-            self.trained,
-            keys,
-            np.int32(number),
-            reference,
-            tokens,
-            progress,
-            fixed=self.fixed,
-            **{name: np.float32(value) for name, value in self.traced.items()},
-        )
+        # Parts of one size, for one program: the last one draws its last candidate more than once.
+        count, most = self.candidates, max(1, _TOGETHER // len(reference))
+        size = -(-count // -(-count // most))
+        pictures, scores = None, np.empty((len(reference), 0), np.float32)
+        for first in range(0, count, size):
+            made = _draw(
+                model,
+                self.process,
+                self.trained,
+                keys,
+                np.int32(number),
+                np.minimum(np.arange(first, first + size, dtype=np.int32), count - 1),
+                reference,
+                tokens,
+                progress,
+                fixed=self.fixed,
+                **{name: np.float32(value) for name, value in self.traced.items()},
+            )
+            drawn, fits = np.asarray(made.pictures), np.asarray(made.scores)
+            if pictures is not None:
+                better = fits.max(axis=1) > scores.max(axis=1)
+                drawn = np.where(better[:, None, None, None], drawn, pictures)
+            pictures, scores = drawn, np.concatenate([scores, fits], axis=1)
+        assert pictures is not None
+        return Drawn(pictures, scores[:, :count])
 
     def dialogues(
         self,
@@ -361,6 +377,6 @@ class Drawing:
                 told = f"{label} {first + 1} to {places[-1] + 1} of {total}, turn {i + 1}"
                 with progress_bar(told) as bar:
                     made = self.turn(model, keys, i + 1, reference, given.tokens[places, i], bar)
-                    reference = np.asarray(made.pictures)
-                drawn[places, i] = reference
+                    reference = made.pictures
+                drawn[first : first + batch_size, i] = reference[: total - first]
         return drawn

@@ -61,6 +61,11 @@ def stages(config: ConfigDict) -> list[Stage]:
             f"model.projections={config.model.projections!r}: choose one of "
             f"{', '.join(PROJECTIONS)}"
         )
+    if unknown := set(config.dropped.what) - {"condition", "tokens"}:
+        raise UserError(
+            f"dropped.what={tuple(config.dropped.what)}: {min(unknown)!r} is none of condition, "
+            "tokens"
+        )
     if not 0 <= config.dropped.share <= 1:
         raise UserError(f"dropped.share={config.dropped.share}: give a share from 0 to 1")
     rate, benchmark = config.backbone_rate, open_benchmark(config.data)

@@ -81,6 +81,7 @@ def generate(model: CDDICM, config: ConfigDict, request: Request) -> Iterator[Re
         "steps": drawing.steps,
         "text_scale": f"{drawing.phi:g}",
         "icm_scale": f"{drawing.psi:g}",
+        "eta": f"{request.eta:g}",
         "candidates": str(request.candidates),
         "keep": f"{request.keep:g}",
         "seed": str(request.seed),
@@ -120,9 +121,9 @@ def _said(
         number = request.turn + i
         with progress_bar(f"turn {number}: {text}") as bar:
             made = drawing.turn(model, keys, number, picture[None], tokens[i : i + 1], bar)
-        picture = np.asarray(made.pictures)[0]
+        picture = np.asarray(made.pictures[0])
         drawn.append(picture)
-        scores = np.asarray(made.scores)[0]
+        scores = made.scores[0]
         told = {"turn": str(number), "say": text, "score": f"{scores.max():.4f}"}
         if len(scores) > 1:
             told["scores"] = ", ".join(f"{score:.4f}" for score in scores)

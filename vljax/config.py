@@ -11,6 +11,7 @@ import functools
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ def _nested(name: str, value: object) -> dict[str, Any]:
 DTYPES = ("float32", "bfloat16", "float16")
 # No array has an axis of more elements.
 _LARGEST = 2**31 - 1
+# Fields that count what is done at least once.
+_COUNTS = r"checkpoint\.(every|keep)|log\.every|stages\.[^.]+\.num_steps"
 
 
 def check(config: ConfigDict, recipe: ConfigDict) -> None:
@@ -159,8 +162,8 @@ def check(config: ConfigDict, recipe: ConfigDict) -> None:
         recipe: The same without a person's changes; its values tell each field's type.
 
     Raises:
-        UserError: a number is not finite or larger than any array, a text cannot be a path, a data
-            type is none, or a sequence holds what the recipe's does not.
+        UserError: a number is not finite or larger than any array, a count is 0, a text cannot be
+            a path, a data type is none, or a sequence holds what the recipe's does not.
     """
     known = flatten(recipe.to_dict())
     for name, value in flatten(config.to_dict()).items():
@@ -168,6 +171,8 @@ def check(config: ConfigDict, recipe: ConfigDict) -> None:
         usual = known.get(name)
         if name.rpartition(".")[2].endswith("dtype") and value not in DTYPES:
             raise UserError(f"{told}: choose one of {', '.join(DTYPES)}")
+        if re.fullmatch(_COUNTS, name) and isinstance(value, int) and value < 1:
+            raise UserError(f"{told}: give 1 or more")
         if isinstance(value, tuple | list):
             kinds = {_kind(one) for one in usual} if isinstance(usual, tuple | list) else set()
             if kinds and not {_kind(one) for one in value} <= kinds:

@@ -46,6 +46,12 @@ MISTAKES = {
          "--config.stages.diffusion.accumulate=2"),
         ["stages.diffusion.batch_size=7", "multiple of 2"],
     ),
+    "no checkpoint kept": (
+        ("--config", FFHQ, "--config.checkpoint.keep=0"), ["checkpoint.keep=0", "1 or more"]
+    ),
+    "no steps": (
+        ("--config", FFHQ, "--config.stages.diffusion.num_steps=0"), ["num_steps=0", "1 or more"]
+    ),
     "mesh": (("--config", FFHQ, "--config.mesh.fsdp=64"), ["mesh=", "does not fit"]),
     "schedule": (("--config", FFHQ, "--config.diffusion.schedule=steep"), ["'steep'"]),
     "loss": (("--config", FFHQ, "--config.diffusion.loss=hybrid"), ["hybrid", "learned_range"]),

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
 from vljax.errors import RunError, UserError
 from vljax.models.parameters import named_parameters
 from vljax.training.checkpoint import Checkpoints
-from vljax.training.loop import make_program, train
+from vljax.training.loop import Preemption, Profile, make_program, train
 from vljax.training.mesh import make_mesh
 from vljax.training.optimizer import get_optimizer_config
 from vljax.training.stage import Stage
@@ -182,6 +183,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     checkpoints.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert "NaN" not in "".join(lines)
+
+
+def test_steps_of_the_first_stage_long_enough_are_profiled(tmp_path, monkeypatch):
+    traced = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: traced.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced.append("stop"))
+    workdir = Workdir(tmp_path, get_base_config("none"))
+    for steps in (3, 8, 20):
+        with Profile(ConfigDict({"start": 5, "steps": 5}), workdir) as profile:
+            for done in range(steps):
+                profile.look(done)
+    assert traced == ["start", "stop"]
+
+
+def test_processes_agree_on_numbers_that_rise_through_all_stages(monkeypatch):
+    told = []
+    agree = "reached_preemption_sync_point"
+    monkeypatch.setattr(multihost_utils, agree, lambda number: bool(told.append(number)))
+    for _ in range(2):
+        preemption = Preemption()
+        preemption.alone = False
+        assert not any(preemption.noticed() for _ in range(3))
+    assert told == list(range(told[0], told[0] + 6))
 
 
 @pytest.mark.parametrize(

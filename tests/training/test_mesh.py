@@ -1,5 +1,6 @@
 """Sharding by rule, and runs that do not depend on how many devices and processes share them."""
 
+import socket
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from vljax.errors import UserError
-from vljax.training.mesh import check_batch_size, make_mesh, partition
+from vljax.training import mesh as mesh_module
+from vljax.training.mesh import check_batch_size, make_mesh, partition, process_rows
 
 MESH = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
 CONV = (3, 3, 64, 128)
@@ -55,6 +57,47 @@ def test_batch_must_divide():
     check_batch_size(6, 3, mesh, "stages.a.batch_size")
     with pytest.raises(UserError, match=r"stages\.a\.batch_size=8: give a positive multiple of 3"):
         check_batch_size(8, 3, mesh, "stages.a.batch_size")
+
+
+def test_a_process_loads_the_rows_that_its_devices_hold(monkeypatch):
+    """Also where a mesh, which follows the wires, parts them."""
+
+    class Sharding:
+        @staticmethod
+        def addressable_devices_indices_map(shape):
+            return {"a": (slice(6, 8),), "b": (slice(2, 4),), "c": (slice(2, 4),)}
+
+    monkeypatch.setattr(mesh_module, "batch_sharding", lambda mesh: Sharding)
+    np.testing.assert_array_equal(process_rows(None, 8), [2, 3, 6, 7])
+
+
+APART = """
+import os, sys
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from vljax.training.mesh import AXES, process_rows, to_devices
+
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+devices = np.array(jax.devices())[[0, 2, 3, 1]].reshape(4, 1, 1)
+mesh = Mesh(devices, AXES)
+rows = process_rows(mesh, 8)
+assert rows.tolist() == ([0, 1, 6, 7], [2, 3, 4, 5])[int(sys.argv[2])], rows
+for shard in to_devices({"row": rows}, mesh, 8)["row"].addressable_shards:
+    np.testing.assert_array_equal(shard.data, np.arange(8)[shard.index])
+"""
+
+
+@pytest.mark.slow
+def test_rows_lie_where_they_belong_though_a_process_has_both_ends(run):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = [
+        subprocess.Popen([sys.executable, "-c", APART, address, str(i)], env=run.environment(2))
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in started] == [0, 0]
 
 
 LAYOUTS = {

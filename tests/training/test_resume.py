@@ -75,6 +75,18 @@ def test_sigterm_to_one_process_stops_both_at_one_step(run, tmp_path):
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     assert "stopped by SIGTERM" in outputs[0]
 
+    # Also once it has gone on.
+    first = max(run.losses(tmp_path))
+    processes = run.start(
+        tmp_path, "--config.stages.diffusion.num_steps=5000", devices=2, processes=2
+    )
+    wait_for_step(tmp_path, first + 5)
+    processes[0].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert "stopped by SIGTERM" in outputs[0]
+    assert first < max(run.losses(tmp_path)) < 4000
+
 
 @pytest.mark.slow
 def test_ten_kills_change_nothing(run, tmp_path):

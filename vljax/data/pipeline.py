@@ -2,12 +2,12 @@
 
 Row `r` of the endless stream is example `permutation(seed, epoch)[offset]` with
 `epoch, offset = divmod(r, len(source))`: every epoch is shuffled anew and nothing is dropped.
-Global batch `k` is rows `[k * B, (k + 1) * B)`, so batches may straddle epochs, and of `P`
-processes process `p` reads the rows `[p * B / P, (p + 1) * B / P)` of it. The augmentation of row
-`r` draws from a generator seeded by `(seed, r)` alone. It follows that
+Global batch `k` is rows `[k * B, (k + 1) * B)`, so batches may straddle epochs, and of several
+processes each reads the rows that its devices hold. The augmentation of row `r` draws from a
+generator seeded by `(seed, r)` alone. It follows that
 
 - a run resumes at batch `k` by `batches(..., start=k)`: the whole iterator state is one number;
-- the processes' parts, put together in order, are the same for every process count;
+- the processes' parts, put together, are the same for every process count;
 - threads, worker processes and prefetching change the speed and never the data.
 
 Grain schedules the work: a `MapDataset` over batch numbers, prefetched by threads and, on
@@ -23,7 +23,7 @@ import shutil
 import signal
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import parent_process, resource_tracker
 from typing import Any, Literal, Self
@@ -118,8 +118,7 @@ def batches(
     start: int = 0,
     shuffle: bool = True,
     num_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     num_workers: int = 0,
     num_threads: int | None = None,
     prefetch: int = 2,
@@ -137,8 +136,7 @@ def batches(
         start: First batch number; a resumed run gives the number of batches already used.
         shuffle: Whether to permute each epoch; otherwise the source's order repeats.
         num_batches: How many batches to give; None for ever.
-        process_index: Which process's rows to read.
-        process_count: Processes that share each global batch.
+        rows: Which of a global batch's to read, in rising order; None for all.
         num_workers: Worker processes; 0 reads in threads of this process.
         num_threads: Threads that read the rows of a batch, in each worker; by default the
             available cores divided by the workers.
@@ -147,8 +145,8 @@ def batches(
             `"skip"` takes the next readable example of the source in its place and marks it.
 
     Returns:
-        An iterator over dicts with the transform's fields, each [b, ...] where `b` is
-        `batch_size / process_count`, and
+        An iterator over dicts with the transform's fields, each [b, ...] where `b` is the number
+        of `rows`, and
         `index`: int64 [b], the examples read (after substitution), and
         `substituted`: bool [b], true where another example was unreadable; its sum is the count.
         These two replace fields so named.
@@ -157,17 +155,16 @@ def batches(
         UserError: An argument is impossible, the source is empty, an example is unreadable, or
             the transform's fields cannot be stacked.
     """
-    rows = _rows_per_process(source, batch_size, process_index, process_count)
+    offsets = _offsets(source, batch_size, rows)
     if seed < 0:
         raise UserError(f"seed is {seed}; give a number of at least 0")
     if start < 0 or (num_batches is not None and num_batches < 0):
         raise UserError(f"start is {start} and num_batches {num_batches}; give at least 0")
     reader = _Reader(source, transform, seed, on_corrupt, num_threads or _threads(num_workers))
     order = _Order(len(source), seed, shuffle)
-    first_row = process_index * rows
 
     def read(number: int) -> Batch:
-        positions = number * batch_size + first_row + np.arange(rows, dtype=np.int64)
+        positions = number * batch_size + offsets
         return reader(positions, order(positions))
 
     stop = _FOR_EVER if num_batches is None else start + num_batches
@@ -180,8 +177,6 @@ def epoch(
     batch_size: int,
     transform: Transform,
     seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
     num_workers: int = 0,
     num_threads: int | None = None,
     prefetch: int = 2,
@@ -189,16 +184,13 @@ def epoch(
 ) -> Batches:
     """One pass over a source in its own order, for evaluation.
 
-    Every process gives the same number of batches, all of one size. Rows beyond the end repeat
-    an example and are not `valid`.
+    All batches are of one size. Rows beyond the end repeat an example and are not `valid`.
 
     Args:
         source: As for `batches`, like all arguments not named here.
-        batch_size: Examples in a global batch, over all processes.
+        batch_size: Examples in a batch.
         transform: As for `batches`.
         seed: Decides the transform's randomness, if it has any.
-        process_index: Which process's rows to read.
-        process_count: Processes that share each global batch.
         num_workers: Worker processes.
         num_threads: Threads in each worker.
         prefetch: Batches kept ready.
@@ -211,18 +203,16 @@ def epoch(
     Raises:
         UserError: As for `batches`.
     """
-    rows = _rows_per_process(source, batch_size, process_index, process_count)
+    offsets = _offsets(source, batch_size, None)
     reader = _Reader(source, transform, seed, on_corrupt, num_threads or _threads(num_workers))
     length = len(source)
-    first_row = process_index * rows
 
     def read(number: int) -> Batch:
-        positions = number * batch_size + first_row + np.arange(rows, dtype=np.int64)
+        positions = number * batch_size + offsets
         inside = positions < length
-        # A process whose rows all lie beyond the end still needs one example to pad with.
-        present = positions[inside] if inside.any() else np.array([length - 1])
+        present = positions[inside]
         batch = reader(present, present)
-        fill = np.minimum(np.arange(rows), len(present) - 1)
+        fill = np.minimum(offsets, len(present) - 1)
         batch = {name: values[fill] for name, values in batch.items()}
         return {**batch, "valid": inside & ~batch["substituted"]}
 
@@ -410,21 +400,21 @@ def _stack(rows: list[dict[str, Any]]) -> Batch:
     return batch
 
 
-def _rows_per_process(
-    source: Source, batch_size: int, process_index: int, process_count: int
-) -> int:
+def _offsets(
+    source: Source, batch_size: int, rows: Sequence[int] | np.ndarray | None
+) -> Int64[np.ndarray, " b"]:
+    """The rows to read of a global batch."""
     if not len(source):
         raise UserError("the data source holds no example; check its path")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give at least 1")
-    if not 0 <= process_index < process_count:
-        raise UserError(f"process_index is {process_index} of {process_count} processes")
-    if batch_size % process_count:
+    offsets = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+    if not np.isin(offsets, np.arange(batch_size)).all() or (np.diff(offsets) < 1).any():
         raise UserError(
-            f"batch_size is {batch_size}, which {process_count} processes do not divide; "
-            f"give a multiple of {process_count}"
+            f"rows are {offsets.tolist()} of a batch of {batch_size}; give some of its numbers, in "
+            "rising order"
         )
-    return batch_size // process_count
+    return offsets
 
 
 def _threads(num_workers: int) -> int:

@@ -1,6 +1,7 @@
 """The training loop: one jitted step, checkpoints, resume, pictures."""
 
 import functools
+import itertools
 import signal
 import threading
 import time
@@ -300,13 +301,11 @@ def train(
         workdir.say(f"{stage.name}: resuming from step {start} of {num_steps}")
     workdir.forget_after(stage.name, start)
 
-    share, shares = meshes.process_share(mesh, batch_size)
     batches = pipeline.batches(
         stage.source,
         transform=stage.transform,
         start=start,
-        process_index=share,
-        process_count=shares,
+        rows=meshes.process_rows(mesh, batch_size),
         num_workers=config.data.workers,
         on_corrupt=config.data.on_corrupt,
         **stream,
@@ -332,9 +331,9 @@ def train(
     validation = program.validation
     ended = validation is not None and validation.ended(state)
     try:
-        with preemption, meter:
+        with preemption, meter, Profile(config.profile, workdir) as profile:
             for step in range(start, start if ended else num_steps):
-                _profile(config.profile, step - start, workdir)
+                profile.look(step - start)
                 waited = time.perf_counter()
                 batch = next(batches)
                 waited = time.perf_counter() - waited
@@ -347,7 +346,7 @@ def train(
                     state, told = validation(state, frozen)
                     workdir.log(stage.name, step + 1, told)
                     ended = validation.ended(state)
-                if preemption.noticed(step):
+                if preemption.noticed():
                     save(step + 1)
                     checkpoints.wait()
                     workdir.say(f"{stage.name}: stopped by SIGTERM, saved at step {step + 1}")
@@ -407,10 +406,12 @@ class Meter:
         for name in ("loss", "gradient_norm"):
             if not np.isfinite(values[name]):
                 shown = ", ".join(map(str, index[:32])) + (" …" if len(index) > 32 else "")
+                shown += "" if jax.process_count() == 1 else " (of this process)"
                 raise RunError(
                     f"{name} is {values[name]} at step {step} of stage {self.stage.name}, on the "
                     f"examples {shown}; nothing was saved after the last checkpoint: look at "
-                    f"these examples, or lower stages.{self.stage.name}.optimizer.learning_rate"
+                    "these examples, or begin in a new --workdir with a lower "
+                    f"--config.stages.{self.stage.name}.optimizer.learning_rate"
                 )
         self.steps += 1
         self.waited += waited
@@ -437,6 +438,10 @@ class Meter:
 class Preemption:
     """Notices SIGTERM, on whichever host it arrives, at the same step everywhere."""
 
+    # The runtime agrees on the highest number that any process told it, plus one, and waits for
+    # just that: it has to rise by one from 0, through all stages, wherever they resumed.
+    steps = itertools.count()
+
     def __init__(self) -> None:
         self.flag = False
         self.previous: Any = None
@@ -456,15 +461,39 @@ class Preemption:
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.flag = True
 
-    def noticed(self, step: int) -> bool:
-        """Whether to save after this step and stop."""
-        return self.flag if self.alone else multihost_utils.reached_preemption_sync_point(step)
+    def noticed(self) -> bool:
+        """Whether to save after this step and stop; to be asked after every one."""
+        if self.alone:
+            return self.flag
+        return multihost_utils.reached_preemption_sync_point(next(self.steps))
 
 
-def _profile(config: ConfigDict, steps_done: int, workdir: Workdir) -> None:
-    """Trace a few steps with the JAX profiler, when asked to."""
-    if config.steps and steps_done == config.start:
-        jax.profiler.start_trace(str(workdir.path / "profile"))
-    if config.steps and steps_done == config.start + config.steps:
-        jax.profiler.stop_trace()
-        workdir.say(f"profile: {workdir.path / 'profile'} (open it with TensorBoard or Perfetto)")
+class Profile:
+    """Traces a few steps of a stage with the JAX profiler, when asked to: of the first long enough.
+
+    A stage that ends before them is traced to its end.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Workdir) -> None:
+        self.first, self.last = config.start, config.start + config.steps
+        self.workdir, self.running = workdir, False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def look(self, done: int) -> None:
+        """Start or stop, so many steps after the stage began or went on."""
+        if done == self.first < self.last and not self.workdir.profiled:
+            jax.profiler.start_trace(str(self.workdir.path / "profile"))
+            self.running = self.workdir.profiled = True
+        if done == self.last:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self.running:
+            jax.profiler.stop_trace()
+            self.running, folder = False, self.workdir.path / "profile"
+            self.workdir.say(f"profile: {folder} (open it with TensorBoard or Perfetto)")

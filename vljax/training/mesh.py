@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
-from jaxtyping import Array
+from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from vljax.errors import UserError
@@ -134,26 +134,30 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh, field: str) -
         )
 
 
-def process_share(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """Which share of the global batch this process loads: (index, number of shares).
+def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " b"]:
+    """Which rows of the global batch this process loads, in rising order.
 
+    A mesh follows the wires between devices, so that a process's need not be neighbours in it.
     Processes that differ in the `tensor` axis alone load the same rows.
     """
-    rows = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    bounds = [index[0].indices(batch_size) for index in rows]  # type: ignore[index]
-    first, last = min(b[0] for b in bounds), max(b[1] for b in bounds)
-    return first // (last - first), batch_size // (last - first)
+    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in held]))
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, Array]:
-    """This process's rows into global arrays of `batch_size` rows."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(
-            sharding, value, (batch_size, *value.shape[1:])
-        )
-        for name, value in batch.items()
-    }
+    """The rows of `process_rows` into global arrays of `batch_size` rows."""
+    sharding, rows = batch_sharding(mesh), process_rows(mesh, batch_size)
+
+    def placed(value: np.ndarray) -> Array:
+        def held(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            first, last, _ = index[0].indices(batch_size)
+            at = int(np.searchsorted(rows, first))
+            return value[at : at + last - first]
+
+        return jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, held)
+
+    return {name: placed(value) for name, value in batch.items()}
 
 
 def place(value: np.ndarray, sharding: NamedSharding) -> Array:

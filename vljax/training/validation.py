@@ -158,7 +158,6 @@ class Validation:
         stage, size = self.stage, self.stage.config.batch_size
         source = stage.validation
         assert source is not None
-        share, shares = meshes.process_share(self.mesh, size)
         with pipeline.batches(
             source,
             transform=stage.transform,
@@ -166,8 +165,7 @@ class Validation:
             seed=self.run.seed,
             shuffle=False,
             num_batches=max(1, len(source) // size),
-            process_index=share,
-            process_count=shares,
+            rows=meshes.process_rows(self.mesh, size),
             on_corrupt=self.run.data.on_corrupt,
         ) as batches:
             for batch in batches:

@@ -40,6 +40,7 @@ from vljax.errors import UserError
 # What may change when a run is resumed: nothing here changes the parameters it ends with.
 FREE_FIELDS = (
     *("log", "checkpoint", "profile", "compilation_cache", "data.workers", "mesh"),
+    "data.on_corrupt",  # until now every example was readable, or the run had stopped
     "param_dtype",  # of weights in use
 )
 
@@ -60,6 +61,7 @@ class Workdir:
     def __init__(self, path: str | os.PathLike, config: ConfigDict) -> None:
         self.path = Path(path)
         self.leads = jax.process_index() == 0
+        self.profiled = False  # whether a stage's steps were traced, see `vljax.training.loop`
         self.console = Console(quiet=not self.leads)
         self._check_config(config)
         if not self.leads:

@@ -94,7 +94,7 @@ class CaptionedPhotographs:
                 return {"features": self.features[path.name], **told}
             except UserError as error:
                 raise CorruptExampleError(
-                    f"example {index}: {error}, or set on_corrupt to 'skip'"
+                    f"example {index}: {error}, or set --config.data.on_corrupt=skip"
                 ) from error
         try:
             image = decode_image(path.read_bytes())
@@ -102,7 +102,7 @@ class CaptionedPhotographs:
             reason = " ".join(str(error).split())
             raise CorruptExampleError(
                 f"example {index} cannot be read: {path}: {reason}; replace or remove it, or set "
-                "on_corrupt to 'skip'"
+                "--config.data.on_corrupt=skip"
             ) from error
         return {"image": image, **told}
 

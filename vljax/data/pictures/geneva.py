@@ -148,7 +148,7 @@ class Geneva:
         reason = " ".join(str(error).split()) or type(error).__name__
         return CorruptExampleError(
             f"example {index} cannot be read: {self.path}, group {self._names[index]}: {reason}; "
-            "make the file again, or set on_corrupt to 'skip'"
+            "make the file again, or set --config.data.on_corrupt=skip"
         )
 
     def __getitem__(self, index: int) -> dict[str, Any]:

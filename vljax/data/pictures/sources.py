@@ -39,7 +39,7 @@ def _corrupt(index: int, where: str, error: Exception) -> CorruptExampleError:
     reason = " ".join(str(error).split())
     return CorruptExampleError(
         f"example {index} cannot be read: {where}: {reason}; replace or remove it, "
-        "or set on_corrupt to 'skip'"
+        "or set --config.data.on_corrupt=skip"
     )
 
 

@@ -153,7 +153,7 @@ class CocoCaptions:
             reason = " ".join(str(error).split()).strip("'\"")
             raise CorruptExampleError(
                 f"example {index} cannot be read: {file}: {reason}; replace or remove it, or set "
-                "on_corrupt to 'skip'"
+                "--config.data.on_corrupt=skip"
             ) from error
         return {"regions": regions, "boxes": boxes}
 

@@ -181,7 +181,7 @@ class TfdsPairs:
             reason = " ".join(str(error).split())
             raise CorruptExampleError(
                 f"example {index} cannot be read: {self._where} record {record}: {reason}; prepare "
-                "the data set again, or set on_corrupt to 'skip'"
+                "the data set again, or set --config.data.on_corrupt=skip"
             ) from error
         return {"source": source, "target": target}
 

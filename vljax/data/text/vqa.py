@@ -291,7 +291,8 @@ class Questions:
                 example["features"] = read_features(self.features[one.image])
         except UserError as error:
             raise CorruptExampleError(
-                f"example {index} (question {one.id}): {error}, or set on_corrupt to 'skip'"
+                f"example {index} (question {one.id}): {error}, or set "
+                "--config.data.on_corrupt=skip"
             ) from error
         return example
 

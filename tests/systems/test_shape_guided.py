@@ -13,13 +13,19 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from vljax import generate, pretrained
-from vljax.data.pictures.photographs import read_mask, to_working_size, working_size
+from vljax.data.pictures.photographs import (
+    covers_a_latent,
+    read_mask,
+    to_working_size,
+    working_size,
+)
 from vljax.data.pictures.shape_prompts import ShapePrompts
 from vljax.data.text.tokenizers import open_tokenizer
 from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.parameters import named_parameters, with_parameters
+from vljax.ops.inside_outside import resize_nearest
 from vljax.request import check
 from vljax.systems.shape_guided import SYSTEM
 from vljax.systems.shape_guided.batch import Wish, make_batch, one_sided
@@ -323,6 +329,15 @@ def test_masks_as_people_make_them(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             read_mask(path, wanted)
+
+
+def test_a_small_shape_covers_a_latent_where_the_mask_that_comes_to_latents_does():
+    for first in range(8, 24):
+        shape = np.zeros((32, 32), bool)
+        shape[first : first + 5, first : first + 5] = True
+        for rule in ("corner", "centre"):
+            there = bool(resize_nearest(shape, (4, 4), rule=rule).any())
+            assert covers_a_latent(shape, 8, rule=rule) == there
 
 
 @pytest.mark.parametrize(

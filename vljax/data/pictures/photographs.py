@@ -1,6 +1,7 @@
 """A photograph and the shape in it: read, brought to the size of an edit, and back."""
 
 import os
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -72,10 +73,18 @@ def to_working_size(
     return np.array(image), _resize_mask(shape, size)
 
 
-def covers_a_latent(shape: Bool[np.ndarray, "H W"], shrink: int) -> bool:
-    """Whether any latent, of so many pixels each way, lies inside: its middle pixel decides."""
-    rows, columns = (np.arange(side // shrink) * shrink + shrink // 2 for side in shape.shape)
-    return bool(shape[rows][:, columns].any())
+def covers_a_latent(
+    shape: Bool[np.ndarray, "H W"], shrink: int, *, rule: Literal["corner", "centre"]
+) -> bool:
+    """Whether any latent lies inside, as a mask that comes to the latents by the same rule has it.
+
+    Args:
+        shape: At the size of the edit.
+        shrink: Pixels of a latent each way.
+        rule: Which pixel of them decides, see `vljax.ops.inside_outside.resize_nearest`.
+    """
+    first = shrink // 2 if rule == "centre" else 0
+    return bool(shape[first::shrink, first::shrink].any())
 
 
 def to_photo_size(

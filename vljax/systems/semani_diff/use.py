@@ -158,7 +158,7 @@ def _manipulated(
         if not mask.any():
             raise UserError(f"--grow={grown:g} leaves nothing of the mask: give more")
         image, small = to_working_size(current, mask, size)
-        if not covers_a_latent(small, model.sd.shrink):
+        if not covers_a_latent(small, model.sd.shrink, rule="corner"):
             raise UserError(
                 f"the mask of {wish.entity!r} is so small that it covers no latent of the picture "
                 f"at {size[0]}×{size[1]}: grow it with --grow, or crop the photograph"

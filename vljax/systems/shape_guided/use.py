@@ -125,7 +125,7 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
         shape = _inferred(photo, find_segmenter(model, config, request.segmenter), source)
     size = working_size(height, width, config.data.image_size, model.sd.multiple)
     image, small = to_working_size(photo, shape, size)
-    if not covers_a_latent(small, model.sd.shrink):
+    if not covers_a_latent(small, model.sd.shrink, rule="centre"):
         raise UserError(
             f"the shape is so small that it covers no latent of the picture at {size[0]}×"
             f"{size[1]}: crop the photograph around the object"

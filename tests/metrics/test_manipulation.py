@@ -6,10 +6,12 @@ import pytest
 from vljax.data.manipulations import scene_manipulations
 from vljax.data.scenes import Scenes, render
 from vljax.data.scenes.manipulations import MANIPULATION_KINDS
+from vljax.metrics import manipulation
 from vljax.metrics.manipulation import (
     PAPER,
     TABLE_1,
     TABLE_2,
+    Jury,
     alignment_columns,
     l2_error,
     means,
@@ -85,6 +87,22 @@ def test_agreement_with_texts_and_its_chance():
     assert abs(blind["R@10"] - 10) < 10
     few = text_agreement(texts[:5], texts[:5])
     assert few["chance"] == 100
+
+
+def test_the_inception_score_is_of_parts_of_ten_pictures_by_weights_opened_once(monkeypatch):
+    opened = []
+
+    def logits(pictures):
+        return np.eye(2, dtype=np.float32)[np.arange(len(pictures)) % 2] * 60
+
+    monkeypatch.setattr(
+        manipulation, "inception_logits", lambda path: opened.append(path) or logits
+    )
+    jury = Jury(["a star"] * 19, None, None, clip=None, inception="file", batch_size=4, seed=0)
+    for _ in range(2):
+        found = jury.columns(np.zeros((19, 4, 4, 3), np.uint8))
+        assert found == {"IS": pytest.approx(2, rel=1e-2), "IS deviation": 0}
+    assert opened == ["file"]
 
 
 def test_pixels_and_places():

@@ -22,10 +22,11 @@ from vljax.errors import UserError
 from vljax.metrics.manipulation import TABLE_1, TABLE_2
 from vljax.models.clip import CLIP, PUBLISHED, TextTransformer
 from vljax.models.parameters import copied, named_parameters
+from vljax.pretrained.clips import judging_clip
 from vljax.pretrained.concepts import Concept, write_concept
 from vljax.request import check
-from vljax.systems.semani_diff import SYSTEM, get_config
-from vljax.systems.semani_diff.evaluation import ALIGNED, PLACES, SCENES, Judging, find_clip
+from vljax.systems.semani_diff import SYSTEM, evaluation, get_config
+from vljax.systems.semani_diff.evaluation import ALIGNED, PLACES, SCENES, Judging
 from vljax.systems.semani_diff.method import (
     Alignment,
     blend,
@@ -430,13 +431,24 @@ def test_the_tables(opened):
     assert report.figures["manipulations"].dtype == np.uint8
 
 
-def test_a_published_clip_judges(opened, tmp_path, monkeypatch):
-    """Here a small one in the place of RN50."""
+def test_a_published_clip_judges_where_it_knows_the_tokens(opened, tmp_path, monkeypatch):
+    """Here a small one in the place of RN50, which knows other ones than scenes have."""
+    file, tokenizer = tmp_path / "rn50.safetensors", make_tokenizer(opened[0])
+    with pytest.raises(UserError, match=r"knows 49408 tokens, .* has 702: give a folder of a CLIP"):
+        judging_clip(file, tokenizer)
     monkeypatch.setitem(PUBLISHED, "RN50", TOWER)
-    pretrained.save(CLIP(**TOWER, rngs=nnx.Rngs(2)), tmp_path / "rn50.safetensors")
-    found = find_clip(opened[1], str(tmp_path / "rn50.safetensors"))
+    pretrained.save(CLIP(**TOWER, rngs=nnx.Rngs(2)), file)
+    found, reader = judging_clip(file, tokenizer)
     assert found.visual.image_size == 16
-    assert find_clip(opened[1], None) is opened[1].clip
+    assert reader is tokenizer
+
+
+def test_files_that_judge_are_opened_before_anything_is_drawn(opened, monkeypatch):
+    config, model = opened
+    for name in ("draw", "blend", "reconstruct"):
+        monkeypatch.setattr(evaluation, name, None)
+    with pytest.raises(UserError, match=r"nowhere\.pth"):
+        SYSTEM.judge(model, config, Judging(num_images=2, inception="nowhere.pth"))
 
 
 @pytest.mark.slow

@@ -22,8 +22,15 @@ from vljax.ops.quantization import gumbel_one_hot
 from vljax.ops.similarity import cosine
 from vljax.request import check
 from vljax.systems import semani_trans
-from vljax.systems.semani_trans import training
-from vljax.systems.semani_trans.evaluation import ALIGNED, COLOURS, PLACES, SCENES, SHAPES
+from vljax.systems.semani_trans import evaluation, training
+from vljax.systems.semani_trans.evaluation import (
+    ALIGNED,
+    COLOURS,
+    PLACES,
+    SCENES,
+    SHAPES,
+    Judging,
+)
 from vljax.systems.semani_trans.method import Read, edited_codes, make_drawing, read, to_gray
 from vljax.systems.semani_trans.use import Request
 from vljax.training.optimizer import learning_rate_factors
@@ -467,6 +474,13 @@ def test_it_edits_and_is_judged_from_the_command_line(model, tmp_path):
         files.append(f"--config.pretrained.{part}={tmp_path / part}.safetensors")
     flags = (*SMALL, "--config.ablations=False", *files)
     check_tables(use_and_judge(flags, tmp_path, 4), {"SeMani-Trans", "masked-parallel"})
+
+
+def test_files_that_judge_are_opened_before_anything_is_drawn(model, config, monkeypatch):
+    monkeypatch.setattr(evaluation, "draw_trial", None)
+    for given, words in (({"inception": "nowhere.pth"}, r"nowhere\.pth"), ({"clip": "a"}, "49408")):
+        with pytest.raises(UserError, match=words):
+            evaluation.judge(model, config, Judging(num_images=1, **given))
 
 
 @pytest.mark.slow

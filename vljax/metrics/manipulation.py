@@ -10,20 +10,27 @@ in the paper: only rows made here compare with each other. On scenes everything 
 `scene_score` asks the oracle what became of the edited object and of the others.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from vljax.data.scenes.manipulations import SceneManipulation
 from vljax.data.scenes.oracle import Detection, detect, truth
 from vljax.data.scenes.world import masks
+from vljax.data.text.tokenizers import Tokenizer
+from vljax.metrics.batches import features_of
+from vljax.metrics.inception_score import inception_logits, inception_score
 from vljax.metrics.layout import mask_iou, score
 from vljax.metrics.report import paper_rows
 from vljax.metrics.retrieval import clip_score, draw_distractors, retrieval_accuracy
+from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
+from vljax.pretrained.clips import judging_clip
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Mask = Bool[np.ndarray, "h w"]
@@ -70,6 +77,61 @@ others."""
 
 
 # By networks and pixels --------------------------------------------------------------------------
+
+
+class Jury:
+    """Makes those columns of table I that networks tell: IS, CLIP-score and R@10.
+
+    Args:
+        texts: What each picture was asked to show, the target texts.
+        own: The run's CLIP, which judges where none is given; None for none.
+        tokenizer: The run's.
+        clip: Of the one that judges instead, see `judging_clip`.
+        inception: Published weights; without there is no Inception Score.
+        batch_size: Pictures at a time.
+        seed: Which texts compete in R@10.
+
+    Raises:
+        UserError: a file does not hold what it should.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        own: CLIP | None,
+        tokenizer: Tokenizer,
+        *,
+        clip: str | None,
+        inception: str | None,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        judge = own
+        if clip:
+            judge, tokenizer = judging_clip(clip, tokenizer)
+        self.logits = inception_logits(inception) if inception else None
+        self.batch_size, self.seed, self.look = batch_size, seed, None
+        if judge is not None:
+            tokens = tokenizer(texts, judge.context_length, warn=False)
+            self.texts = jax.jit(CLIP.encode_text)(judge, tokens)
+            view = jax.jit(lambda clip, images: clip.encode_image(to_unit(images)))
+            self.look = functools.partial(view, judge)
+
+    def columns(self, pictures: UInt8[np.ndarray, "n h w 3"]) -> dict[str, float]:
+        """Of one picture a text, in their order.
+
+        IS is over as many parts as leave ten pictures each, at most the usual ten; of a single
+        picture there is neither CLIP-score nor R@10, which compares.
+        """
+        values: dict[str, float] = {}
+        if self.logits is not None:
+            logits = features_of(self.logits, pictures, self.batch_size)
+            splits = max(1, min(10, len(pictures) // 10))
+            values["IS"], values["IS deviation"] = inception_score(logits, splits)
+        if self.look is not None and len(pictures) > 1:
+            seen = features_of(self.look, pictures, self.batch_size)
+            values |= text_agreement(seen, self.texts, self.seed)
+        return values
 
 
 def text_agreement(

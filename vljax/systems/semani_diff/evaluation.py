@@ -5,14 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, UInt8
 from ml_collections import ConfigDict
 
-from vljax import pretrained
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.manipulations import Manipulation
 from vljax.data.pictures.entities import read_entities, scene_entities
@@ -21,11 +17,10 @@ from vljax.data.scenes import SHAPES
 from vljax.diffusion.process import make_process
 from vljax.diffusion.progress import progress_bar
 from vljax.errors import UserError
-from vljax.metrics.batches import features_of
-from vljax.metrics.inception_score import inception_logits, inception_score
 from vljax.metrics.manipulation import (
     PAPER,
     TABLE_1,
+    Jury,
     alignment_columns,
     l2_error,
     means,
@@ -33,12 +28,9 @@ from vljax.metrics.manipulation import (
     raster_place,
     scene_columns,
     scene_score,
-    text_agreement,
 )
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
-from vljax.models.clip import CLIP, PUBLISHED
-from vljax.ops.pixels import to_unit
 from vljax.request import File, option
 from vljax.systems.semani_diff.method import (
     Alignment,
@@ -67,7 +59,7 @@ class Judging:
         None, help="of photographs: their entities, COCO's run lengths by file"
     )
     clip: File | None = option(
-        None, help="a CLIP RN50, for CLIP-score and R@10 as published (default: the model's own)"
+        None, help="the CLIP that judges, the paper's a file of RN50 (default: the run's own)"
     )
     inception: File | None = option(None, help="published FID weights, for the Inception Score")
 
@@ -120,22 +112,10 @@ def judge(model: SemaniDiff, config: ConfigDict, judging: Judging) -> Report:
         UserError: an option cannot be, or the data is not there.
     """
     model.sd.check_side(config.data.image_size)
-    return _Jury(model, config, judging).report()
+    return _Trials(model, config, judging).report()
 
 
-def find_clip(model: SemaniDiff, path: str | None) -> CLIP | None:
-    """The CLIP RN50 in a file, or the model's own.
-
-    Raises:
-        UserError: there is no such CLIP at the path.
-    """
-    if not path:
-        return model.clip
-    skeleton = jax.eval_shape(lambda: CLIP(**PUBLISHED["RN50"], rngs=nnx.Rngs(0)))
-    return jax.tree.map(jnp.asarray, pretrained.load(skeleton, path))
-
-
-class _Jury:
+class _Trials:
     """Makes the pictures of all rows, and judges them."""
 
     def __init__(self, model: SemaniDiff, config: ConfigDict, judging: Judging) -> None:
@@ -147,7 +127,15 @@ class _Jury:
             raise UserError(f"{self.label} has {len(self.wishes)} manipulations: give 2 or more")
         self.tokenizer = make_tokenizer(config)
         size = config.data.image_size
-        self.clip = find_clip(model, judging.clip)
+        self.jury = Jury(
+            [one.text for one in self.wishes],
+            model.clip,
+            self.tokenizer,
+            clip=judging.clip,
+            inception=judging.inception,
+            batch_size=judging.batch_size,
+            seed=judging.seed,
+        )
         self.images = np.stack([resize_and_crop(one.image, size) for one in self.wishes])
         self.found = [self._found(one) for one in self.wishes]
         self._drawn: dict[Trial, UInt8[np.ndarray, "n H W 3"]] = {}
@@ -168,7 +156,7 @@ class _Jury:
             "manipulations": len(self.wishes),
             "first wishes": "; ".join(texts),
             "alignment": self.config.alignment.by,
-            "CLIP": "RN50" if self.judging.clip else "the model's own" if self.clip else "none",
+            "CLIP": self.judging.clip or ("the model's own" if self.model.clip else "none"),
             "L2": "mean squared difference, pixels in [-1, 1]",
         }
         return Report((*rows, *PAPER), notes, {"manipulations": contact_sheet(sheet)})
@@ -320,17 +308,7 @@ class _Jury:
 
     def _table_row(self, trial: Trial) -> Row:
         made = self.pictures(trial)
-        values: dict[str, float | str] = {"data": self.label}
-        if self.judging.inception:
-            logits = features_of(
-                inception_logits(self.judging.inception), made, self.judging.batch_size
-            )
-            # As many splits as leave ten pictures each, at most the usual ten.
-            splits = max(1, min(10, len(made) // 10))
-            values["IS"], values["IS deviation"] = inception_score(logits, splits)
-        if self.clip is not None:
-            seen = features_of(self._look, made, self.judging.batch_size)
-            values |= text_agreement(seen, self._told, self.judging.seed)
+        values: dict[str, float | str] = {"data": self.label, **self.jury.columns(made)}
         if trial in (OURS, BARE):
             own = OWN if trial is OURS else OWN_BARE
             values["L2"] = float(l2_error(self.pictures(own), self.images).mean())
@@ -339,16 +317,3 @@ class _Jury:
         if (known := decibels[np.isfinite(decibels)]).size:
             values["PSNR outside"] = float(known.mean())
         return Row(TABLE_1, trial.name, values)
-
-    @functools.cached_property
-    def _told(self) -> jax.Array:
-        """What CLIP makes of what the pictures should show."""
-        assert self.clip is not None
-        texts = [one.target_caption or one.text for one in self.wishes]
-        tokens = self.tokenizer(texts, self.clip.context_length, warn=False)
-        return jax.jit(lambda clip, tokens: clip.encode_text(tokens))(self.clip, tokens)
-
-    @functools.cached_property
-    def _look(self) -> functools.partial:
-        view = jax.jit(lambda clip, images: clip.encode_image(to_unit(images)))
-        return functools.partial(view, self.clip)

@@ -1,40 +1,32 @@
 """How SeMani-Trans is judged: table I, and what the paper claims without numbers."""
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
 
-from vljax import pretrained
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.manipulations import Manipulation
 from vljax.data.pictures.entities import read_entities
 from vljax.data.pictures.images import contact_sheet, resize_and_crop
 from vljax.data.scenes.manipulations import TWO_COLOURS
 from vljax.errors import UserError
-from vljax.metrics.batches import features_of
-from vljax.metrics.inception_score import inception_logits, inception_score
 from vljax.metrics.manipulation import (
     PAPER,
     TABLE_1,
+    Jury,
     alignment_columns,
     l2_error,
     means,
     raster_place,
     scene_columns,
     scene_score,
-    text_agreement,
 )
 from vljax.metrics.report import Report, Row
 from vljax.models.alignment import choose, similarity_map, word_patches
-from vljax.models.clip import CLIP, PUBLISHED
-from vljax.ops.pixels import to_unit
 from vljax.request import File, option
 from vljax.systems.semani_trans.method import (
     Network,
@@ -71,7 +63,7 @@ class Judging:
         None, help="what photographs are divided into, as --entities of a request"
     )
     clip: File | None = option(
-        None, help="the CLIP RN50 that judges, as in the paper; by default the run's own CLIP"
+        None, help="the CLIP that judges, the paper's a file of RN50 (default: the run's own)"
     )
     inception: File | None = option(None, help="published weights, for the Inception Score")
 
@@ -143,6 +135,24 @@ def judge(model: SeManiTrans, config: ConfigDict, judging: Judging) -> Report:
         UserError: an option cannot be, or the data is not there.
     """
     asked = open_asked(model, config, judging)
+    jury = Jury(
+        [one.text for one in asked.wishes],
+        model.clip,
+        make_tokenizer(config),
+        clip=judging.clip,
+        inception=judging.inception,
+        batch_size=judging.batch_size,
+        seed=judging.seed,
+    )
+
+    def table_1(
+        name: str, pictures: UInt8[np.ndarray, "n s s 3"], own: UInt8[np.ndarray, "n s s 3"] | None
+    ) -> Row:
+        values: dict[str, Any] = {"data": config.data.name, **jury.columns(pictures)}
+        if own is not None:
+            values["L2"] = float(l2_error(own, asked.image).mean())
+        return Row(TABLE_1, name, values)
+
     trials = [
         trial
         for trial in TRIALS
@@ -157,9 +167,8 @@ def judge(model: SeManiTrans, config: ConfigDict, judging: Judging) -> Report:
         for trial in (MAIN, PARALLEL, PLAIN)
         if trial in made
     }
-    jury = Jury(model, config, judging, asked)
-    rows = [jury.table_1("nothing edited", floor, floor)]
-    rows += [jury.table_1(trial.name, made[trial], own.get(trial)) for trial in made]
+    rows = [table_1("nothing edited", floor, floor)]
+    rows += [table_1(trial.name, made[trial], own.get(trial)) for trial in made]
     rows += PAPER
     if all(one.truth for one in asked.wishes):
         rows += scene_rows(asked, made, floor)
@@ -261,51 +270,6 @@ def draw_trial(
 
 
 # Rows --------------------------------------------------------------------------------------------
-
-
-class Jury:
-    """Makes table I's columns of pictures.
-
-    Args:
-        model: What is judged.
-        config: `data`.
-        judging: `clip` and `inception`.
-        asked: What was asked.
-    """
-
-    def __init__(
-        self, model: SeManiTrans, config: ConfigDict, judging: Judging, asked: Asked
-    ) -> None:
-        self.asked, self.batch_size, self.name = asked, judging.batch_size, config.data.name
-        clip = model.clip
-        if judging.clip:
-            skeleton = jax.eval_shape(lambda: CLIP(**PUBLISHED["RN50"], rngs=nnx.Rngs(0)))
-            clip = jax.tree.map(jax.numpy.asarray, pretrained.load(skeleton, judging.clip))
-        texts = [one.text for one in asked.wishes]
-        tokens = make_tokenizer(config)(texts, clip.context_length, warn=False)
-        self.texts = jax.jit(lambda clip, tokens: clip.encode_text(tokens))(clip, tokens)
-        view = jax.jit(lambda clip, images: clip.encode_image(to_unit(images)))
-        self.embed = functools.partial(view, clip)
-        self.logits = inception_logits(judging.inception) if judging.inception else None
-
-    def table_1(
-        self,
-        name: str,
-        pictures: UInt8[np.ndarray, "n s s 3"],
-        own: UInt8[np.ndarray, "n s s 3"] | None,
-    ) -> Row:
-        """IS, CLIP-score, R@10 and L2 (of pictures edited by what is there already)."""
-        values: dict[str, Any] = {"data": self.name}
-        if self.logits is not None:
-            logits = features_of(self.logits, pictures, self.batch_size)
-            splits = min(10, len(pictures))
-            values["IS"], values["IS deviation"] = inception_score(logits, splits)
-        if len(pictures) > 1:
-            embeddings: Float[Array, "n d"] = features_of(self.embed, pictures, self.batch_size)
-            values |= text_agreement(embeddings, self.texts)
-        if own is not None:
-            values["L2"] = float(l2_error(own, self.asked.image).mean())
-        return Row(TABLE_1, name, values)
 
 
 def scene_rows(

@@ -20,7 +20,7 @@ from vljax.data.pictures.images import image_grid
 from vljax.data.scenes import COLOURS, SHAPES, oracle
 from vljax.data.scenes.truth import named_pairs
 from vljax.data.scenes.wording import listed, words
-from vljax.data.text.tokenizers import Tokenizer, open_tokenizer
+from vljax.data.text.tokenizers import Tokenizer
 from vljax.errors import UserError
 from vljax.metrics.batches import features_of, parts
 from vljax.metrics.diversity import picture_distance
@@ -38,7 +38,7 @@ from vljax.models.clip import CLIP
 from vljax.models.parameters import named_parameters
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import normalise
-from vljax.pretrained import networks
+from vljax.pretrained.clips import judging_clip
 from vljax.request import File, option
 from vljax.systems.text2image.families import FAMILIES, Wish
 from vljax.systems.text2image.families.family import (
@@ -315,10 +315,7 @@ def _judging_clip(
     model: Text2Image, config: ConfigDict, judging: Judging
 ) -> tuple[CLIP, Tokenizer, str]:
     if judging.clip:
-        given = networks.load(judging.clip)
-        if not isinstance(given, CLIP):
-            raise UserError(f"--clip={judging.clip} holds no CLIP: give a folder of one")
-        return given, open_tokenizer(judging.clip), "the CLIP given"
+        return *judging_clip(judging.clip, make_tokenizer(config)), "the CLIP given"
     own = clip_of(model)
     if own is None:
         raise UserError("there is no CLIP to judge by: give one with --clip=FOLDER")

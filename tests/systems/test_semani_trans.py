@@ -390,7 +390,10 @@ def test_long_texts_lose_their_end(model, config, scene):
 # Doors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["data.entity_texts=2", "data.least_crop=0"])
+@pytest.mark.parametrize(
+    "change",
+    ["data.entity_texts=2", "data.least_crop=0", "data.least_crop=0.75", "data.flip=True"],
+)
 def test_impossible_fields_are_refused(change):
     config = parse_config((*SMALL, f"--config.{change}"))[0]
     with pytest.raises(UserError, match=change.split("=")[0]):

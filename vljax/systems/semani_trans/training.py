@@ -72,6 +72,14 @@ def stages(config: ConfigDict) -> list[Stage]:
     @functools.cache
     def words() -> tuple:
         # Made when a stage asks: codes alone are learnt from pictures without texts.
+        fields = config.data
+        if fields.entity_texts and (fields.flip or fields.least_crop < 1):
+            changed = "flip=True" if fields.flip else f"least_crop={fields.least_crop}"
+            raise UserError(
+                f"data.{changed}: the entities that data.entity_texts={fields.entity_texts} names "
+                "are where they are in whole pictures; give data.flip=False and "
+                "data.least_crop=1.0, or data.entity_texts=0.0"
+            )
         return benchmark.pictures(told), text_transform(config)
 
     def drawing(part: str, **how: bool) -> tuple:
@@ -226,10 +234,10 @@ def codes_loss(config: ConfigDict, adversarial: bool) -> Callable:
 
 def codes_from(config: ConfigDict, source: Source) -> Callable[[SeManiTrans], SeManiTrans]:
     """A codebook that begins with what the encoder makes of the first pictures."""
-    count, rng = min(len(source), _CODEBOOK_PICTURES), np.random.default_rng(config.seed)
-    transform = picture_transform(config)
+    count, transform = min(len(source), _CODEBOOK_PICTURES), picture_transform(config)
 
     def start(model: SeManiTrans) -> SeManiTrans:
+        rng = np.random.default_rng(config.seed)
         images = np.stack([transform(source[i], rng)["image"] for i in range(count)])
         begun = copied(model)
         begun.vqgan = codebook_of_centres(

@@ -22,7 +22,7 @@ from vljax.ops.quantization import gumbel_one_hot
 from vljax.ops.similarity import cosine
 from vljax.request import check
 from vljax.systems import semani_trans
-from vljax.systems.semani_trans import evaluation, training
+from vljax.systems.semani_trans import evaluation, training, use
 from vljax.systems.semani_trans.evaluation import (
     ALIGNED,
     COLOURS,
@@ -275,19 +275,21 @@ def test_a_request_with_a_word(model, config, scene, compilations):
     assert (other["edited.png"].value != made["edited.png"].value).any()
 
 
-def test_a_mask_found_can_be_given_back(model, config, scene):
-    """And what lies outside is, pasted, bit for bit what it was."""
+def test_a_mask_found_can_be_given_back(model, config, scene, monkeypatch):
+    """And what lies outside is, pasted, bit for bit what it was; so many are drawn at a time."""
+    monkeypatch.setattr(use, "_TOGETHER", 2)
     image, mask = scene
     levels = np.repeat(np.uint8(255) * mask[..., None], 3, axis=-1)
     fields = {"image": image, "mask": levels, "text": ("a red star",), "paste": True, "grow": 0.0}
-    made = generated(model, config, **fields, samples=2)
-    assert list(made) == ["mask.png", "edited_0.png", "edited_1.png", "sheet.png"]
+    made = generated(model, config, **fields, samples=3)
+    assert list(made) == ["mask.png", *(f"edited_{i}.png" for i in range(3)), "sheet.png"]
     np.testing.assert_array_equal(made["mask.png"].value[..., 0] > 0, mask)
-    one, two = (made[f"edited_{i}.png"].value for i in range(2))
+    one, two, three = (made[f"edited_{i}.png"].value for i in range(3))
     np.testing.assert_array_equal(one[~mask], image[~mask])
     assert (one != two).any()
-    alone = generated(model, config, **fields, seed=1)["edited.png"].value
-    np.testing.assert_array_equal(alone, two)
+    for seed, drawn in ((1, two), (2, three)):
+        alone = generated(model, config, **fields, seed=seed)["edited.png"].value
+        np.testing.assert_array_equal(alone, drawn)
 
 
 def test_entities_one_after_the_other(model, config, tmp_path):

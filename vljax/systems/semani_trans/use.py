@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -119,8 +119,7 @@ def generate(model: SeManiTrans, config: ConfigDict, request: Request) -> Iterat
         request.temperature,
         request.top_k,
     )
-    codes = draw_wishes(model, config, request, drawing, square, wishes)
-    pictures = np.asarray(show(model, codes))
+    pictures = draw_wishes(model, config, request, drawing, square, wishes)
     region = np.any([wish.mask for wish in wishes], axis=0)
     if request.paste:
         weight = feather(region, request.feather)
@@ -300,6 +299,10 @@ def _wish(
 # What --------------------------------------------------------------------------------------------
 
 
+# Pictures drawn at a time, so that memory does not grow with how many are asked for.
+_TOGETHER = 8
+
+
 def draw_wishes(
     model: SeManiTrans,
     config: ConfigDict,
@@ -307,16 +310,23 @@ def draw_wishes(
     drawing: Drawing,
     square: UInt8[np.ndarray, "s s 3"],
     wishes: Sequence[Wish],
-) -> Any:
-    """The codes after all wishes, a row for each sample."""
+) -> UInt8[np.ndarray, "n s s 3"]:
+    """The pictures after all wishes, one for each sample."""
     tokenizer, count = make_tokenizer(config), request.samples
     length = config.model.transformer.text_length
-    known = read(model, np.broadcast_to(square, (count, *square.shape)))
-    keeps = np.full(count, request.keep_shape)
-    seeds = [request.seed + i for i in range(count)]
-    for wish in wishes:
-        words = np.broadcast_to(tokenizer.plain([wish.text], length), (count, length))
-        edited = np.broadcast_to(wish.edited, (count, len(wish.edited)))
-        codes = drawing(model, known, words, edited, seeds, keeps)
-        known = Read(codes, known.gray)
-    return known.codes
+    # Batches of one size, for one program: the last one draws its last picture more than once.
+    size = -(-count // -(-count // _TOGETHER))
+    codes, gray = (np.repeat(np.asarray(one), size, 0) for one in read(model, square[None]))
+    told = [
+        (np.repeat(tokenizer.plain([wish.text], length), size, 0), np.tile(wish.edited, (size, 1)))
+        for wish in wishes
+    ]
+    keeps = np.full(size, request.keep_shape)
+    made = []
+    for first in range(0, count, size):
+        seeds = [request.seed + min(i, count - 1) for i in range(first, first + size)]
+        known = Read(codes, gray)
+        for words, edited in told:
+            known = known._replace(codes=drawing(model, known, words, edited, seeds, keeps))
+        made.append(np.asarray(show(model, known.codes)))
+    return np.concatenate(made)[:count]

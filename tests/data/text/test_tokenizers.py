@@ -207,6 +207,15 @@ def test_every_process_trains_the_same_tokenizer(processes):
     assert len(set(printed)) == 1
 
 
+def test_words_of_its_own_are_counted_and_no_end(small):
+    """Though their indices are larger than the end's."""
+    more = small.with_word("<toy>", small.vocabulary_size, 2)
+    tokens = more(["a <toy>", "a"], 8)
+    count = more.count("a <toy>")
+    assert count == small.count("a") + 2
+    np.testing.assert_array_equal(more.real(tokens).sum(1), [count + 2, count])
+
+
 def test_over_long_texts_are_cut_with_one_warning(small):
     texts = ["red", "a small red circle " * 5, "blue star " * 9]
     with pytest.warns(UserWarning, match="tokens") as caught:

@@ -139,6 +139,10 @@ class Tokenizer:
             _warn_of_length(texts, encoded, room)
         return tokens
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, without start and end."""
+        return len(self._encode([text])[0])
+
     def real(self, tokens: Any) -> Any:
         """Which tokens of rows are no padding: those up to the end, with it where texts have one.
 
@@ -150,7 +154,8 @@ class Tokenizer:
         """
         if not self.marked:
             return tokens != self.end
-        return np.arange(tokens.shape[1]) <= tokens.argmax(1)[:, None]
+        # Words of its own have larger indices than the end.
+        return np.arange(tokens.shape[1]) <= (tokens == self.end).argmax(1)[:, None]
 
     def plain(
         self, texts: Sequence[str], length: int, *, warn: bool = True

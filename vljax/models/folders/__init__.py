@@ -12,9 +12,9 @@ from vljax.models.folders.clipseg import clipseg_arguments
 from vljax.models.folders.pipeline import (
     as_published,
     drawing_arguments,
-    inpainting_arguments,
     predicts,
     stable_diffusion_arguments,
+    unet_beside,
 )
 from vljax.models.folders.prior import prior_arguments
 from vljax.models.folders.resnet import resnet_arguments
@@ -28,12 +28,12 @@ __all__ = [
     "clip_arguments",
     "clipseg_arguments",
     "drawing_arguments",
-    "inpainting_arguments",
     "predicts",
     "prior_arguments",
     "resnet_arguments",
     "stable_diffusion_arguments",
     "text_tower_arguments",
     "unet_arguments",
+    "unet_beside",
     "vqgan_arguments",
 ]

@@ -95,27 +95,28 @@ def as_published(
     return {name: {**told, **own[name]} for name, told in arguments.items()}
 
 
-def inpainting_arguments(folder: Folder, beside: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the inpainting `ConditionalUNet` in a folder, where it fits the rest.
+def unet_beside(folder: Folder, beside: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The arguments of a second `ConditionalUNet`, such as one that inpaints, where it fits.
 
     Args:
-        folder: Holds the network's `config.json`; what `--config.pretrained.inpaint` gives.
+        folder: Holds the network's `config.json`.
         beside: The arguments that it must have to stand beside a Stable Diffusion; those that its
             folder does not tell are taken from here.
+        part: Of the model; the folder is what `config.pretrained` gives for it.
 
     Raises:
         UserError: the folder is of a whole pipeline, or of a network that does not fit.
     """
     if (Path(folder) / "unet").is_dir():
         raise UserError(
-            f"--config.pretrained.inpaint={folder} is a whole pipeline: give its U-Net, "
-            f"--config.pretrained.inpaint={folder}/unet"
+            f"--config.pretrained.{part}={folder} is a whole pipeline: give its U-Net, "
+            f"--config.pretrained.{part}={folder}/unet"
         )
     found = {**beside, **unet_arguments(folder)}
     for field in ("in_channels", "context_features"):
         if found[field] != beside[field]:
             raise UserError(
-                f"--config.pretrained.inpaint={folder} has {field}={found[field]}, but beside this "
+                f"--config.pretrained.{part}={folder} has {field}={found[field]}, but beside this "
                 f"Stable Diffusion {beside[field]} is needed: give the one of the same version"
             )
     return found

@@ -1,5 +1,7 @@
 """SeMani-Diff's parts: an inpainting Stable Diffusion, and the CLIP that aligns words."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -10,7 +12,7 @@ from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, train_tokeniz
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import as_published, predicts, stable_diffusion_arguments, unet_arguments
+from vljax.models.folders import as_published, predicts, stable_diffusion_arguments, unet_beside
 from vljax.models.stable_diffusion import StableDiffusion
 
 
@@ -32,10 +34,8 @@ class SemaniDiff(nnx.Module):
         self.sd = StableDiffusion(**parts, rngs=rngs)
         clip = dict(config.model.clip) if published.clip or not published.sd else {}
         self.clip = CLIP(**clip, rngs=rngs) if clip else None
-        self.base = None
-        if published.base:
-            base = {**parts["unet"], **unet_arguments(published.base)}
-            self.base = ConditionalUNet(**base, rngs=rngs)
+        base = _drawing(published.base, parts, config) if published.base else {}
+        self.base = ConditionalUNet(**base, rngs=rngs) if base else None
 
 
 def _inpainting(folder: str, prediction: str) -> dict[str, dict[str, Any]]:
@@ -51,6 +51,21 @@ def _inpainting(folder: str, prediction: str) -> dict[str, dict[str, Any]]:
         raise UserError(
             f"--config.diffusion.prediction={prediction}: the scheduler of {folder} tells of "
             f"another; give --config.diffusion.prediction={told}"
+        )
+    return arguments
+
+
+def _drawing(folder: str, parts: Mapping[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """The arguments of a U-Net that draws from text alone, where it fits and predicts as asked."""
+    beside = {**parts["unet"], "in_channels": parts["vae"]["latent_channels"]}
+    arguments = unet_beside(folder, beside, "base")
+    prediction = config.diffusion.prediction
+    # Its pipeline's scheduler lies beside it.
+    if (told := predicts(Path(folder).parent)) not in (None, prediction):
+        raise UserError(
+            f"--config.pretrained.base={folder} predicts {told!r}, but this run's "
+            f"config.diffusion.prediction is {prediction!r}: give one that predicts the same, such "
+            "as Stable Diffusion 2's 512-base beside 2's inpainting"
         )
     return arguments
 

@@ -7,7 +7,7 @@ from vljax.data.benchmarks import open_benchmark
 from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, train_tokenizer
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import as_published, drawing_arguments, inpainting_arguments
+from vljax.models.folders import as_published, drawing_arguments, unet_beside
 from vljax.models.stable_diffusion import StableDiffusion
 
 
@@ -33,7 +33,7 @@ class ShapeGuided(nnx.Module):
         latents = self.sd.unet.conv_in.weight.shape[2]
         network = {**parts["unet"], "in_channels": 2 * latents + 1}
         if folder := config.pretrained.inpaint:
-            inpaint, network = True, inpainting_arguments(folder, network)
+            inpaint, network = True, unet_beside(folder, network, "inpaint")
         self.inpaint = ConditionalUNet(**network, rngs=rngs) if inpaint else None
         self.segmenter = CLIPSeg(**segmenter, rngs=rngs) if segmenter else None
 

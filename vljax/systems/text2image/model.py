@@ -13,7 +13,7 @@ from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, no_tokenizer,
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.models.conditional_unet import ConditionalUNet
-from vljax.models.folders import as_published, drawing_arguments, inpainting_arguments
+from vljax.models.folders import as_published, drawing_arguments, unet_beside
 from vljax.models.glide import GLIDE
 from vljax.models.personal import Personal
 from vljax.models.pixelcnn import PixelCNN
@@ -83,7 +83,7 @@ def _latent(config: ConfigDict, rngs: nnx.Rngs) -> Parts:
     if folder := config.pretrained.inpaint:
         latents = sd.unet.conv_in.weight.shape[2]
         beside = {**parts["unet"], "in_channels": 2 * latents + 1}
-        inpaint = ConditionalUNet(**inpainting_arguments(folder, beside), rngs=rngs)
+        inpaint = ConditionalUNet(**unet_beside(folder, beside, "inpaint"), rngs=rngs)
     personal = None
     if fields := config.model.get("personal"):
         personal = Personal(

@@ -26,6 +26,7 @@ from vljax.data.text.tokenizers import Tokenizer
 from vljax.metrics.batches import features_of
 from vljax.metrics.inception_score import inception_logits, inception_score
 from vljax.metrics.layout import mask_iou, score
+from vljax.metrics.psnr import psnr
 from vljax.metrics.report import paper_rows
 from vljax.metrics.retrieval import clip_score, draw_distractors, retrieval_accuracy
 from vljax.models.clip import CLIP
@@ -226,7 +227,7 @@ def scene_score(made: Picture, before: Picture, told: SceneManipulation) -> Scen
         float(colour),
         score(rest, others).f1,
         float(overlap),
-        _psnr(made, before, ~region),
+        float(psnr(made[None], before[None], ~region[None])[0]),
     )
 
 
@@ -241,13 +242,6 @@ def _tone(picture: Picture, where: Any) -> str:
     return "light" if picture[where].mean() > 127.5 else "dark"
 
 
-def _psnr(made: Picture, before: Picture, where: Mask) -> float:
-    if not where.any():
-        return float("nan")
-    error = np.square(made[where].astype(np.float64) - before[where]).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
 def scene_columns(scores: Iterable[SceneScore]) -> dict[str, Float[np.ndarray, " n"]]:
     """The columns of a table on scenes, edit by edit; shares in percent."""
     rows = list(scores)
@@ -259,8 +253,8 @@ def scene_columns(scores: Iterable[SceneScore]) -> dict[str, Float[np.ndarray, "
     }
     # Where nothing changed there is no error to take a logarithm of: 99 dB, more than a pixel
     # that is off by one.
-    psnr = np.array([row.psnr for row in rows], float)
-    return {**columns, "PSNR outside": np.where(np.isposinf(psnr), 99.0, psnr)}
+    decibels = np.array([row.psnr for row in rows], float)
+    return {**columns, "PSNR outside": np.where(np.isposinf(decibels), 99.0, decibels)}
 
 
 def means(columns: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from vljax.models.alignment import (
     by_tokens,
     choose,
     choose_in_line,
+    grid_to_mask,
     mask_to_grid,
     masked_crops,
     own_pieces,
@@ -171,6 +172,13 @@ def test_grids_are_torchs(size):
     np.testing.assert_array_equal(mask_to_grid(masks, (16, 16)), bilinear.numpy())
     pooled = torch.nn.functional.adaptive_max_pool2d(given, 16)[0] > 0
     np.testing.assert_array_equal(mask_to_grid(masks, (16, 16), "max"), pooled.numpy())
+
+
+def test_pixels_are_of_the_token_in_which_their_middle_lies():
+    """Also of pictures whose sides are no multiple of the grid's."""
+    grid = np.random.default_rng(0).random((2, 3)) < 0.5
+    expected = grid[[0, 0, 1, 1, 1]][:, [0, 1, 1, 2]]
+    np.testing.assert_array_equal(grid_to_mask(grid, (5, 4)), expected)
 
 
 def test_a_words_own_pieces(tokenizer):

@@ -1,6 +1,7 @@
 """SeMani-Diff in use, its stages and its tables, on networks of random weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from vljax import generate, pretrained
-from vljax.data.manipulations import scene_manipulations
+from vljax.data.manipulations import Manipulation, Wish, scene_manipulations
 from vljax.data.pictures.entities import grow
 from vljax.data.scenes import Scenes, render
 from vljax.diffusion.noise import start_noise
@@ -25,7 +26,7 @@ from vljax.models.parameters import copied, named_parameters
 from vljax.pretrained.clips import judging_clip
 from vljax.pretrained.concepts import Concept, write_concept
 from vljax.request import check
-from vljax.systems.semani_diff import SYSTEM, evaluation, get_config
+from vljax.systems.semani_diff import SYSTEM, evaluation, get_config, training
 from vljax.systems.semani_diff.evaluation import ALIGNED, PLACES, SCENES, Judging
 from vljax.systems.semani_diff.method import (
     Alignment,
@@ -37,7 +38,7 @@ from vljax.systems.semani_diff.method import (
 )
 from vljax.systems.semani_diff.model import make_model, make_tokenizer
 from vljax.systems.semani_diff.training import loose, manipulated, named_entities, stages
-from vljax.systems.semani_diff.use import Request
+from vljax.systems.semani_diff.use import Request, find_places
 from vljax.training import weights
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -278,6 +279,7 @@ BLACK = np.zeros((48, 48), np.uint8)
         ({"mask": BLACK}, "marks nothing: paint the object white"),
         ({"mask": np.full((30, 48), 255, np.uint8)}, "is 48×30 and the photograph"),
         ({"entity": ("a", "b"), "text": ("a", "b"), "mask": BLACK}, "--mask is of one entity"),
+        ({"entities": "a.png", "mask": BLACK}, "--entities=a.png finds what --mask tells"),
         ({"anyway": False}, r"nothing in the picture fits .*add --anyway"),
         ({"entities": "nothing.json"}, "nothing.json does not exist"),
         ({"image": np.zeros((20, 20, 3), np.uint8)}, "smaller than 32×32"),
@@ -310,7 +312,7 @@ def test_a_full_mask_and_a_speck(opened):
     whole = asked(opened, mask=np.full((48, 48), 255, np.uint8), text=("a star!",))
     assert (whole["edited.png"].value != scene_picture()).any(-1).mean() > 0.9
     speck = BLACK.copy()
-    speck[3, 3] = 255
+    speck[5, 5] = 255  # no corner of a latent at the working size
     with pytest.raises(UserError, match=r"covers no latent .*grow it with --grow"):
         asked(opened, mask=speck, text=("a star",), grow=0.0)
 
@@ -325,6 +327,71 @@ def test_without_a_clip_a_mask_is_asked_for(opened):
     blind.data.name = "coco"
     with pytest.raises(UserError, match="give its entities with --entities=FILE, or"):
         asked((blind, model), entity=("circle",), text=("a star",))
+
+
+def test_patches_need_no_entities(opened):
+    """Neither in use nor where photographs without masks are judged."""
+    config, model = opened
+    blind = config.copy_and_resolve_references()
+    blind.data.name, blind.alignment.by = "coco", "patches"
+    request, photo = Request(anyway=True), scene_picture()
+    (place,) = find_places(model, blind, request, photo, [Wish("circle", "a star")])
+    assert place.mask.any()
+    with pytest.raises(
+        UserError, match=r"a\.png: config\.alignment\.by='patches' knows no entities"
+    ):
+        find_places(model, blind, Request(entities="a.png"), photo, [Wish("circle", "a star")])
+    trials = object.__new__(evaluation._Trials)
+    trials.model, trials.config, trials.judging, trials.oracle = model, blind, Judging(), False
+    trials.tokenizer = make_tokenizer(blind)
+    found = trials._found(Manipulation(photo, "circle", "a star", "", ""))
+    np.testing.assert_array_equal(found, place.mask)
+
+
+def test_the_sampler_of_the_config_draws_where_pictures_are_judged_and_shown(opened, monkeypatch):
+    config, model = opened
+    config = config.copy_and_resolve_references()
+    config.samples.sampler, config.samples.count = "dpm_solver", 2
+    asked = []
+
+    def drawn(sd, process, batch, progress=None, *, sampler="ddim"):
+        asked.append(sampler)
+        return batch.image
+
+    for module in (evaluation, training):
+        monkeypatch.setattr(module, "draw", drawn)
+    trials = evaluation._Trials(model, config, Judging(num_images=2, batch_size=2))
+    trials.pictures(evaluation.BARE)
+    training.manipulations(config)(model)
+    assert asked == ["dpm_solver"] * 2
+
+
+def test_long_texts_with_learnt_words_are_refused(opened):
+    """A learnt word's index is above the end's."""
+    tokenizer = make_tokenizer(opened[0]).with_word("<toy>", 702)
+    image, mask = np.zeros((1, 32, 32, 3), np.uint8), np.ones((1, 32, 32), bool)
+    with pytest.raises(UserError, match="has 31 tokens, but the model takes 23: shorten it"):
+        make_batch(
+            *(tokenizer, 25, image, mask, ["<toy> " + "red " * 30]), guidance_scale=1.0, seeds=[0]
+        )
+
+
+def test_a_base_that_does_not_fit_is_refused(tiny_inpainting, tiny_stable_diffusion, tmp_path):
+    config, folder = tiny_config(), tiny_inpainting[0]
+    with config.unlocked():
+        config.pretrained.sd = str(folder)
+    config.diffusion.prediction = "epsilon"
+    config.pretrained.base = str(folder / "unet")
+    with pytest.raises(UserError, match=r"base=.*unet has in_channels=9, but .* 4 is needed"):
+        jax.eval_shape(lambda: make_model(config))
+    shutil.copytree(tiny_stable_diffusion[0] / "unet", tmp_path / "unet")
+    config.pretrained.base = str(tmp_path / "unet")
+    assert jax.eval_shape(lambda: make_model(config)).base is not None
+    (tmp_path / "scheduler").mkdir()
+    scheduler = {"prediction_type": "v_prediction"}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    with pytest.raises(UserError, match=r"base=.*unet predicts 'v', but .* is 'epsilon': give"):
+        jax.eval_shape(lambda: make_model(config))
 
 
 def test_folders_that_do_not_inpaint_are_refused(tiny_stable_diffusion):

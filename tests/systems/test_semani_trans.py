@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -315,6 +316,55 @@ def test_entities_one_after_the_other(model, config, tmp_path):
     assert changed[~region].mean() > changed[inner].mean()
 
 
+def two_halves(monkeypatch, config, scores, **fields):
+    """What is told of each word where a picture has two entities of these similarities."""
+    halves = np.zeros((2, 32, 32), bool)
+    halves[0, :16] = halves[1, 16:] = True
+    monkeypatch.setattr(use, "find_entities", lambda config: lambda picture: halves)
+    monkeypatch.setattr(use, "similarities", lambda *given: np.array(scores[given[-1]]))
+    request = Request(entity=tuple(scores), text=("a star",) * len(scores), grow=0.0, **fields)
+    image = np.zeros((32, 32, 3), np.uint8)
+    transformer = SimpleNamespace(transformer=SimpleNamespace(grid=8))
+    return [wish.told for wish in use._wishes(transformer, config, request, image, image)]
+
+
+def test_what_is_told_of_a_word_is_of_the_entity_that_it_chose(config, monkeypatch):
+    scores = {"circle": (0.9, 0.1), "star": (0.8, 0.6)}
+    told = two_halves(monkeypatch, config, scores, threshold=0.5)
+    assert told == ["circle (similarity 0.900)", "star (similarity 0.600)"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "least", "words"),
+    [
+        ({"circle": (0.9, 0.1), "star": (0.8, 0.2)}, 1, r"\(0.800\) is an earlier --entity's"),
+        ({"circle": (0.9, 0.1)}, 33, r"\(0.900\) has 32 codes, .*least=33: lower that"),
+        ({"circle": (0.4, 0.1)}, 33, "none of the 2 entities fits .* has 0.400"),
+        ({"circle": (-np.inf, -np.inf)}, 1, "is large enough for CLIP: give --mask"),
+    ],
+)
+def test_why_a_word_chose_nothing(config, monkeypatch, scores, least, words):
+    config = config.copy_and_resolve_references()
+    config.alignment.least = least
+    with pytest.raises(UserError, match=words):
+        two_halves(monkeypatch, config, scores, threshold=0.5)
+
+
+@pytest.mark.parametrize("anyway", [True, False])
+def test_patches_of_a_word_that_fits_none(config, monkeypatch, anyway):
+    similarity = np.zeros((8, 8))
+    similarity[2, 3] = 0.4
+    monkeypatch.setattr(use, "aligning_clip", lambda model: None)
+    monkeypatch.setattr(use, "similarity_map", lambda *given: similarity)
+    fields = {"alignment": "patches", "threshold": 0.5, "anyway": anyway}
+    if anyway:
+        told = two_halves(monkeypatch, config, {"star": ()}, **fields)
+        assert told == ["star (similarity 0.400, does not fit)"]
+        return
+    with pytest.raises(UserError, match=r"no patch fits \(.* 0.400, .*give --anyway"):
+        two_halves(monkeypatch, config, {"star": ()}, **fields)
+
+
 def test_patches_of_a_word(model, config, scene):
     made = generated(
         model,
@@ -340,6 +390,15 @@ def test_patches_of_a_word(model, config, scene):
         ({"image": 1, "text": ("a",), "mask": 0}, "marks nothing"),
         ({"image": 1, "text": ("a",), "mask": 2}, "marks none of the 8×8 codes"),
         ({"image": 1, "text": ("a",), "mask": "wide"}, "give a mask of the same proportions"),
+        ({"image": 1, "text": ("a",), "mask": 1, "entities": "a"}, "--entities finds what --mask"),
+        (
+            {"image": 1, "text": ("a",), "mask": 1, "alignment": "patches"},
+            "--alignment=patches finds what --mask tells already: leave one",
+        ),
+        (
+            {"image": 1, "text": ("a",), "entities": "a.png", "alignment": "patches"},
+            "--entities=a.png: --alignment=patches knows no entities",
+        ),
         (
             {"image": 1, "text": ("a",), "entity": ("star",)},
             "none of the .* entities fits .*or --anyway",

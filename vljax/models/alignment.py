@@ -10,7 +10,7 @@ picture's entities take the one that is most similar to the word. Who tells the 
 - `word_patches` (figure 9): no entities, every token over the threshold by itself.
 
 `choose` is eq. 1; `choose_in_line` the published code's rule for several words and several
-entities. `mask_to_grid` brings masks to tokens.
+entities. `mask_to_grid` brings masks to tokens, `grid_to_mask` tokens to pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,6 +104,20 @@ def mask_to_grid(
         parts = [masks.take(range(*bound), axis).any(axis, keepdims=True) for bound in bounds]
         masks = np.concatenate(parts, axis)
     return masks
+
+
+def grid_to_mask(grid: Bool[np.ndarray, "g g2"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """The pixels that tokens stand for: each is its cell's, as its middle lies.
+
+    Args:
+        grid: Tokens of a picture.
+        size: The picture's height and width, of which the grid need not be a divisor.
+    """
+    rows, columns = (
+        (2 * np.arange(side) + 1) * cells // (2 * side)
+        for side, cells in zip(size, grid.shape, strict=True)
+    )
+    return grid[rows][:, columns]
 
 
 # Similarities ------------------------------------------------------------------------------------

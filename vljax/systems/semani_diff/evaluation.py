@@ -54,7 +54,7 @@ class Judging:
 
     num_images: int = option(64, low=2, help="manipulations to judge")
     batch_size: int = option(32, low=1, help="how many at a time")
-    seed: int = option(0, help="of the first manipulation's noise")
+    seed: int = option(0, low=0, help="of the first manipulation's noise")
     entities: File | None = option(
         None, help="of photographs: their entities, COCO's run lengths by file"
     )
@@ -180,7 +180,9 @@ class _Trials:
     def _draw(self, trial: Trial, masks: Bool[np.ndarray, "n H W"]) -> UInt8[np.ndarray, "n H W 3"]:
         config, sd, batch_size = self.config, self.model.sd, self.judging.batch_size
         fields = config.samples
-        steps, sampler = ("trailing20", "dpm_solver") if trial.fast else (fields.steps, "ddim")
+        steps, sampler = fields.steps, fields.sampler
+        if trial.fast:
+            steps, sampler = "trailing20", "dpm_solver"
         process = make_process(config, steps, clean_end=config.diffusion.clean_end)
         parts = []
         for first in range(0, len(self.images), batch_size):
@@ -222,11 +224,14 @@ class _Trials:
 
         Two objects named at once are no entity: their true mask stands.
         """
+        size, entities = (one.image.shape[0], one.image.shape[1]), None
         if self.oracle and len(one.truth.changed if one.truth else ()) < 2:
-            return self._align()(one.image, scene_entities(one.image), one.entity, anyway=True).mask
-        if self.judging.entities:
-            size = (one.image.shape[0], one.image.shape[1])
+            entities = scene_entities(one.image)
+        elif self.judging.entities:
             entities = read_entities(self.judging.entities, size, one.name)
+        elif one.mask is None and self.config.alignment.by == "patches":
+            entities = np.zeros((0, *size), bool)  # which asks for none
+        if entities is not None:
             return self._align()(one.image, entities, one.entity, anyway=True).mask
         if one.mask is None:
             raise UserError(

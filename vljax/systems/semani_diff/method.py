@@ -39,6 +39,7 @@ from vljax.models.alignment import (
     by_masked_crops,
     by_tokens,
     choose,
+    grid_to_mask,
     similarity_map,
     word_patches,
 )
@@ -126,13 +127,10 @@ class Alignment:
         if self.by == "patches":
             seen = similarity_map(self.clip, self.tokenizer, picture, word, self.prompt)
             least = min(self.threshold, float(seen.max())) if anyway else self.threshold
-            small = word_patches(seen, least)
-            rows, columns = (
-                np.arange(side) * cells // side
-                for side, cells in zip(picture.shape[:2], small.shape, strict=True)
-            )
+            height, width = picture.shape[:2]
+            mask = grid_to_mask(word_patches(seen, least), (height, width))
             fits = bool(seen.max() >= self.threshold)
-            return Found(small[rows][:, columns], Choice((), seen.max(keepdims=True)[0], fits))
+            return Found(mask, Choice((), seen.max(keepdims=True)[0], fits))
         choice = choose(self.scores(picture, masks, word), self.threshold, anyway=anyway)
         return Found(np.asarray(masks[list(choice.entities)].any(0)), choice)
 
@@ -267,8 +265,7 @@ def make_batch(
         UserError: a text is too long, or a seed does not fit 32 bits.
     """
     for text in texts:
-        wide = tokenizer([text], max(length, 4 * len(text) + 8))
-        if (count := int(wide.argmax()) - 1) > length - 2:
+        if (count := tokenizer.count(text)) > length - 2:
             shown = text if len(text) <= 60 else f"{text[:59]}…"
             raise UserError(
                 f"--text {shown!r} has {count} tokens, but the model takes {length - 2}: shorten it"

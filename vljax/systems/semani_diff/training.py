@@ -267,7 +267,7 @@ def manipulations(config: ConfigDict) -> Callable[[SemaniDiff], dict[str, np.nda
         )
 
     def pictures(model: SemaniDiff) -> dict[str, np.ndarray]:
-        drawn = gather(draw(model.sd, process, batch()))
+        drawn = gather(draw(model.sd, process, batch(), sampler=config.samples.sampler))
         return {"manipulations": contact_sheet(list(rows(drawn)))}
 
     return pictures

@@ -219,22 +219,28 @@ def find_places(
     """
     height, width = photo.shape[:2]
     if is_given(request.mask):
+        if request.entities:
+            raise UserError(
+                f"--entities={request.entities} finds what --mask tells already: leave one of them "
+                "out"
+            )
         if len(wishes) > 1:
             raise UserError(
                 "--mask is of one entity: give one --entity, or all of them with --entities=FILE"
             )
         return [Place(read_mask(request.mask, (height, width)), f"{wishes[0].entity}: mask given")]
-    entities = _entities(config, request, photo, name)
     align = Alignment(model, config, make_tokenizer(config))
+    entities = _entities(config, request, photo, name)
     places = []
     for wish in wishes:
         found = align(photo, entities, wish.entity, anyway=request.anyway)
         best = float(np.max(found.choice.scores, initial=-np.inf))
         if not found.mask.any():
             raise UserError(
-                f"--entity {wish.entity!r}: nothing in the picture fits (the most similar of "
-                f"{len(entities)} entities has {best:.2f}, and {align.threshold:g} is the least): "
-                "word it otherwise, add --anyway to change that one, or give --mask=FILE"
+                f"--entity {wish.entity!r}: nothing in the picture fits (the most similar "
+                f"{'patch' if align.by == 'patches' else f'of {len(entities)} entities'} has "
+                f"{best:.2f}, and {align.threshold:g} is the least): word it otherwise, add "
+                "--anyway to change that one, or give --mask=FILE"
             )
         doubt = "" if found.choice.fits else f", less than {align.threshold:g}: it does not fit"
         places.append(Place(found.mask, f"{wish.entity}: {best:.2f}{doubt}"))
@@ -242,6 +248,14 @@ def find_places(
 
 
 def _entities(config: ConfigDict, request: Request, photo: Picture, name: str) -> Masks:
+    """What a photograph is divided into; nothing where each patch is by itself."""
+    if config.alignment.by == "patches":
+        if request.entities:
+            raise UserError(
+                f"--entities={request.entities}: config.alignment.by='patches' knows no entities; "
+                "leave them out, or give --config.alignment.by=crops"
+            )
+        return np.zeros((0, *photo.shape[:2]), bool)
     if request.entities:
         return read_entities(request.entities, (photo.shape[0], photo.shape[1]), name)
     if open_benchmark(config.data).oracle is None:

@@ -26,7 +26,7 @@ from vljax.metrics.manipulation import (
     scene_score,
 )
 from vljax.metrics.report import Report, Row
-from vljax.models.alignment import choose, similarity_map, word_patches
+from vljax.models.alignment import choose, grid_to_mask, similarity_map, word_patches
 from vljax.request import File, option
 from vljax.systems.semani_trans.method import (
     Network,
@@ -58,7 +58,7 @@ class Judging:
 
     num_images: int = option(160, low=1, help="manipulations to judge")
     batch_size: int = option(32, low=1, help="how many at a time")
-    seed: int = option(0, low=0, help="of the first picture")
+    seed: int = option(0, low=0, high=2**31, help="of the first picture")
     entities: File | None = option(
         None, help="what photographs are divided into, as --entities of a request"
     )
@@ -212,8 +212,7 @@ def open_asked(model: SeManiTrans, config: ConfigDict, judging: Judging) -> Aske
             aligning_clip(model), tokenizer, image, _word(wish), config.alignment.prompt
         )
         patches = word_patches(similarity, config.alignment.threshold)
-        factor = side // len(patches)
-        patches = patches.repeat(factor, 0).repeat(factor, 1)
+        patches = grid_to_mask(patches, (side, side))
         found = given if wish.kind == TWO_COLOURS else None
         if found is None and entities is not None and len(entities):
             scores = similarities(model, config, tokenizer, image, entities, wish.entity)

@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 
 from vljax.data.pictures.entities import Masks, feather, grow, paste, read_entities
 from vljax.data.pictures.images import contact_sheet, read_image, resize_and_crop
 from vljax.data.pictures.photographs import read_mask
 from vljax.errors import UserError
-from vljax.models.alignment import choose_in_line, mask_to_grid, similarity_map, word_patches
-from vljax.request import File, Picture, option
+from vljax.models.alignment import (
+    Choice,
+    choose_in_line,
+    grid_to_mask,
+    mask_to_grid,
+    similarity_map,
+    word_patches,
+)
+from vljax.request import File, Picture, is_given, option
 from vljax.systems import Result
 from vljax.systems.semani_trans.method import (
     Drawing,
@@ -62,7 +68,9 @@ class Request:
     threshold: float | None = option(
         None, help="least similarity of what a word names (config.alignment)"
     )
-    anyway: bool = option(False, help="edit the most similar entity even if it does not fit")
+    anyway: bool = option(
+        False, help="edit the most similar entity or patch even if it does not fit"
+    )
     grow: float | None = option(
         None, help="pixels of the square to add around the mask (config.samples)"
     )
@@ -102,10 +110,9 @@ def generate(model: SeManiTrans, config: ConfigDict, request: Request) -> Iterat
     Raises:
         UserError: the request cannot be, or no entity fits a word.
     """
-    if not _given(request.image):
+    if not is_given(request.image):
         raise UserError("--image is missing: give the picture to change")
     _check(request)
-    assert request.image is not None
     photo = read_image(request.image)
     side = config.data.image_size
     square = resize_and_crop(photo, side)
@@ -146,21 +153,25 @@ def generate(model: SeManiTrans, config: ConfigDict, request: Request) -> Iterat
     yield Result("sheet.png", sheet, told, settings)
 
 
-def _given(picture: Picture | None) -> bool:
-    return isinstance(picture, np.ndarray) or bool(picture)
-
-
 def _check(request: Request) -> None:
     """Refuse words without texts, masks for several texts, and the like."""
     if not request.text or any(not text.strip() for text in request.text):
         raise UserError('--text is missing: say what shall be there, such as "a brown horse"')
-    if _given(request.mask):
+    if is_given(request.mask):
+        if request.entities or request.alignment == "patches":
+            flag = "entities" if request.entities else "alignment=patches"
+            raise UserError(f"--{flag} finds what --mask tells already: leave one of them out")
         if len(request.text) > 1 or len(request.entity) > 1:
             raise UserError(
                 f"--mask is of one entity, but there are {len(request.text)} texts: ask for one "
                 "after the other"
             )
         return
+    if request.entities and request.alignment == "patches":
+        raise UserError(
+            f"--entities={request.entities}: --alignment=patches knows no entities; leave one of "
+            "them out"
+        )
     if not request.entity or any(not word.strip() for word in request.entity):
         raise UserError('--entity is missing: name what to change, such as "horse", or give --mask')
     if len(request.entity) != len(request.text):
@@ -186,8 +197,7 @@ def _wishes(
         UserError: no entity fits a word, or a mask marks no code.
     """
     grid = model.transformer.grid
-    if _given(request.mask):
-        assert request.mask is not None
+    if is_given(request.mask):
         mask = squared(read_mask(request.mask, photo.shape[:2])[None], config.data.image_size)[0]
         return [_wish(config, request, request.text[0], mask, grid, "the mask given")]
     if request.alignment == "patches":
@@ -208,18 +218,50 @@ def _wishes(
         anyway=request.anyway,
     )
     found = []
-    for word, text, choice in zip(request.entity, request.text, choices, strict=True):
-        best = float(np.max(choice.scores, initial=-np.inf))
+    for place, (word, text) in enumerate(zip(request.entity, request.text, strict=True)):
+        choice = choices[place]
         if not choice.entities:
-            raise UserError(
-                f"--entity={word!r}: none of the {len(masks)} entities fits (the most similar has "
-                f"{best:.3f}, needed is {threshold:g}): word it otherwise, give --mask, or "
-                "--anyway to edit the most similar one"
-            )
+            needed = -np.inf if request.anyway else threshold
+            why = _why_none(config, choices[:place], choice.scores, sizes, needed)
+            raise UserError(f"--entity={word!r}: {why}")
         mask = np.any(masks[list(choice.entities)], axis=0)
-        told = f"{word} (similarity {best:.3f}{'' if choice.fits else ', does not fit'})"
+        told = _told(word, float(choice.scores[choice.entities[0]]), choice.fits)
         found.append(_wish(config, request, text, mask, grid, told))
     return found
+
+
+def _told(word: str, similarity: float, fits: bool) -> str:
+    return f"{word} (similarity {similarity:.3f}{'' if fits else ', does not fit'})"
+
+
+def _why_none(
+    config: ConfigDict,
+    before: Sequence[Choice],
+    scores: Float[np.ndarray, " n"],
+    sizes: Int[np.ndarray, " n"],
+    threshold: float,
+) -> str:
+    """Why a word chose nothing, and what helps, by the entity that is most similar to it."""
+    best = float(np.max(scores, initial=-np.inf))
+    if not np.isfinite(best):
+        return f"none of the {len(scores)} entities is large enough for CLIP: give --mask"
+    if best < threshold:
+        return (
+            f"none of the {len(scores)} entities fits (the most similar has {best:.3f}, needed is "
+            f"{threshold:g}): word it otherwise, give --mask, or --anyway to edit the most similar "
+            "one"
+        )
+    most = int(scores.argmax())
+    if any(most in earlier.entities for earlier in before):
+        return (
+            f"the most similar entity ({best:.3f}) is an earlier --entity's: change one after the "
+            "other, each in the picture that the last one left, or give --mask"
+        )
+    return (
+        f"the most similar entity ({best:.3f}) has {sizes[most]} codes, fewer than "
+        f"config.alignment.least={config.alignment.least}: lower that, or give --mask, with --grow "
+        "to make it larger"
+    )
 
 
 def _by_patches(
@@ -234,15 +276,17 @@ def _by_patches(
         similarity = similarity_map(
             aligning_clip(model), tokenizer, square, word, config.alignment.prompt
         )
-        patches = word_patches(similarity, threshold := _threshold(config, request))
-        if not patches.any():
+        best, threshold = float(similarity.max()), _threshold(config, request)
+        if best < threshold and not request.anyway:
             raise UserError(
-                f"--entity={word!r}: no patch fits (the most similar has {similarity.max():.3f}, "
-                f"needed is {threshold:g}): word it otherwise, or lower --threshold"
+                f"--entity={word!r}: no patch fits (the most similar has {best:.3f}, needed is "
+                f"{threshold:g}): word it otherwise, lower --threshold, or give --anyway to edit "
+                "the most similar one"
             )
-        size = (config.data.image_size,) * 2
-        mask = np.asarray(Image.fromarray(patches).resize(size, Image.Resampling.NEAREST))
-        found.append(_wish(config, request, text, mask, grid, word))
+        patches = word_patches(similarity, min(best, threshold))
+        mask = grid_to_mask(patches, (config.data.image_size,) * 2)
+        told = _told(word, best, best >= threshold)
+        found.append(_wish(config, request, text, mask, grid, told))
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
@@ -360,7 +361,9 @@ def draw_wishes(
     length = config.model.transformer.text_length
     # Batches of one size, for one program: the last one draws its last picture more than once.
     size = -(-count // -(-count // _TOGETHER))
-    codes, gray = (np.repeat(np.asarray(one), size, 0) for one in read(model, square[None]))
+    before = Read(
+        *(jnp.asarray(np.repeat(np.asarray(one), size, 0)) for one in read(model, square[None]))
+    )
     told = [
         (np.repeat(tokenizer.plain([wish.text], length), size, 0), np.tile(wish.edited, (size, 1)))
         for wish in wishes
@@ -369,7 +372,7 @@ def draw_wishes(
     made = []
     for first in range(0, count, size):
         seeds = [request.seed + min(i, count - 1) for i in range(first, first + size)]
-        known = Read(codes, gray)
+        known = before
         for words, edited in told:
             known = known._replace(codes=drawing(model, known, words, edited, seeds, keeps))
         made.append(np.asarray(show(model, known.codes)))

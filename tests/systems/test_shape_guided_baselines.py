@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vljax.data.scenes import VOCABULARY
+from vljax.data.text.tokenizers import train_tokenizer
 from vljax.diffusion.editing import guided
 from vljax.diffusion.process import Process
 from vljax.diffusion.samplers import ddim
@@ -17,6 +19,7 @@ from vljax.diffusion.schedules import parse_timesteps, respace, scaled_linear_sc
 from vljax.errors import UserError
 from vljax.models.control import Place, plain
 from vljax.models.stable_diffusion import with_and_without
+from vljax.systems.shape_guided.batch import tokenize_side
 from vljax.systems.shape_guided.prompt_to_prompt import (
     TokenMap,
     prompt_to_prompt,
@@ -86,6 +89,16 @@ def test_refinement_aligns_what_both_prompts_have():
     assert sources(mapping) == expected
     assert np.flatnonzero(mapping.own).tolist() == [5, 7, 8]
     assert set(mapping.own.tolist()) == {0.0, 1.0}
+
+
+def test_learnt_words_end_no_prompt():
+    """Though their tokens have larger indices than the end's."""
+    toys = train_tokenizer(VOCABULARY, 702).with_word("<toy>", 702, 2)
+    mapping = token_map(toys, "red star", "red <toy> star", LENGTH, {"star": 3.0})
+    assert sources(mapping)[:6] == [{0: 1.0}, {1: 1.0}, {}, {}, {2: 1.0}, {3: 1.0}]
+    assert mapping.scale.tolist() == [*[1] * 4, 3, *[1] * 7]
+    with pytest.raises(UserError, match="has 7 tokens, but a side of the shape takes 5"):
+        tokenize_side(toys, ["<toy> red red red red red"], LENGTH, "edit")
 
 
 def test_prompts_of_as_many_words_correspond_word_for_word():

@@ -114,8 +114,8 @@ def refinement(tokenize: Tokenize, source: str, edit: str, tokens: int) -> Token
     Which tokens correspond says the longest common subsequence. Arguments as in `replacement`.
     """
     old, new = (tokenize([text], tokens)[0] for text in (source, edit))
-    # From the start up to and with the end token, which is the largest.
-    old, new = old[: old.argmax() + 1], new[: new.argmax() + 1]
+    # From the start up to and with the end token.
+    old, new = (row[: _end(tokenize, row) + 1] for row in (old, new))
     length = np.zeros((len(old) + 1, len(new) + 1), int)
     for i, a in enumerate(old, 1):
         for j, b in enumerate(new, 1):
@@ -265,4 +265,9 @@ def replacing(
 
 def _token_count(tokenize: Tokenize, word: str, tokens: int) -> int:
     """How many tokens a word has; white space always ends a token."""
-    return int(tokenize([word], tokens)[0].argmax()) - 1
+    return _end(tokenize, tokenize([word], tokens)[0]) - 1
+
+
+def _end(tokenize: Tokenize, row: Int[np.ndarray, " n"]) -> int:
+    """Where a text's end token is; learnt words have larger indices."""
+    return int((row == tokenize([""], 2)[0, 1]).argmax())

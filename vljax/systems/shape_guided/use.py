@@ -287,7 +287,7 @@ def _words(tokenizer: Tokenizer, batch: Batch) -> dict[int, str]:
     offset = token_split(batch.edit.shape[2])[0]
     found = {}
     for side, tokens in enumerate(np.asarray(batch.edit[0])):
-        for place in range(1, int(tokens.argmax())):
+        for place in range(1, int(tokenizer.real(tokens[None]).sum()) - 1):
             found[side * offset + place] = tokenizer.decode(tokens[None, place : place + 1])[0]
     return found
 

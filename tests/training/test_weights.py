@@ -172,6 +172,16 @@ def test_a_part_that_an_earlier_stage_trained_is_not_given_any_more():
     assert names(config, [b, a]) == []
 
 
+def test_weights_of_another_network_than_the_configs_are_refused(tmp_path):
+    """As when `--config.FIELD=…` stands beside `--workdir`."""
+    parameters = {"number.value": np.ones(2, np.float32), "third.value": np.float32(8)}
+    pretrained.write_tensors(parameters, weights.file(tmp_path, "both"))
+    config = ConfigDict({"pretrained": {}, "stages": {"both": {}}})
+    with pytest.raises(UserError, match=r"both\.safetensors does not fit the model; check") as told:
+        load(tmp_path, config)
+    assert "1 surplus: third.value; 1 misshapen: number.value (file: 2" in str(told.value)
+
+
 def test_a_part_is_found_in_the_file_of_a_stage_that_trained_several(tmp_path):
     skeleton = jax.eval_shape(Numbers)
     parameters = {"number.value": jnp.float32(7), "other.value": jnp.float32(8)}

@@ -191,15 +191,16 @@ def load_model(skeleton: Any, config: ConfigDict, workdir: Path | None) -> Any:
         workdir: The run, or None for published weights alone.
 
     Raises:
-        UserError: weights of a part are nowhere, or damaged.
+        UserError: weights of a part are nowhere, or damaged, or of another network than the
+            config's.
     """
     model = with_parameters(skeleton, pretrained_parameters(skeleton, config))
-    layouts = variables(skeleton)
     ended = [file(workdir, stage) for stage in _ended_stages(workdir, config)] if workdir else []
     for path in ended:
         tensors = pretrained.read_tensors(path)
-        parameters = {n: pretrained.from_published(t, layouts[n]) for n, t in tensors.items()}
-        model = with_parameters(model, parameters)
+        parts = {part: getattr(skeleton, part, None) for part in parts_of(tensors)}
+        parts = pretrained.assign(parts, tensors, origin=path)
+        model = with_parameters(model, named_parameters(parts))
     absent = parts_of(
         name
         for name, value in named_parameters(model).items()

@@ -1,5 +1,6 @@
 """Files appear whole or not at all; what can be made again lies where users keep such things."""
 
+import errno
 import os
 
 import pytest
@@ -34,6 +35,13 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
         stopped()
     assert place.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_what_lacks_room():
+    assert files.lacks_room(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert files.lacks_room(ValueError("I/O error: No space left on device (os error 28)"))
+    assert not files.lacks_room(PermissionError(errno.EACCES, "Permission denied"))
+    assert not files.lacks_room(ValueError("no number"))
 
 
 def test_a_file_takes_its_name_after_it_lies_on_the_disk(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -154,7 +155,8 @@ def open_run(
         asks: Which of the system's dataclasses the flags make, or one of the door's own.
 
     Raises:
-        UserError: a flag, the config, the workdir or the weights are wrong.
+        UserError: a flag, the config, the workdir or the weights are wrong, or nothing can be
+            written where results go.
         SystemExit: unknown flags (exit code 2), or help was asked for.
     """
     config, rest = parse_config(argv)
@@ -187,9 +189,28 @@ def open_run(
     asked = from_flags(wanted, args)
     if args.out is None and args.workdir is None:
         raise UserError("--out is missing: give a folder for the results")
+    out = args.out or workdir / folder
+    _check_writable(out)
 
     model = open_model(argv, system, config, workdir)
-    return Run(system, config, model, asked, args.out or workdir / folder, workdir)
+    return Run(system, config, model, asked, out, workdir)
+
+
+def _check_writable(out: Path) -> None:
+    """Make the folder of results, and write there: better now than after all the work.
+
+    Raises:
+        UserError: it cannot be made, or not be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as file:
+            file.write(b"results")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"--out={out}: no results can be written there ({reason}); give another folder"
+        ) from error
 
 
 def open_model(
@@ -330,7 +351,7 @@ def door(main: Callable[[Sequence[str]], int]) -> Callable[[], None]:
             if error.errno == errno.ENAMETOOLONG:
                 print(f"error: {str(error)[:200]}: give a shorter path", file=sys.stderr)
                 sys.exit(2)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if not files.lacks_room(error):
                 raise
             print(f"stopped: {error}: make room and start again", file=sys.stderr)
             code = 1

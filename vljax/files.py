@@ -1,7 +1,9 @@
 """Files that are whole or absent, and the folder for what can be made again."""
 
 import contextlib
+import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,17 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
     """
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def lacks_room(error: Exception) -> bool:
+    """Whether a write failed because the disk, a quota or a file is full.
+
+    Args:
+        error: An `OSError`, or that of a library in Rust, which tells the number in words alone.
+    """
+    told = re.search(r"os error (\d+)", str(error))
+    number = error.errno if isinstance(error, OSError) else told and int(told.group(1))
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def expanded(path: str | os.PathLike) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from vljax import evaluate, generate, systems, train
+from vljax import doors, evaluate, export, generate, systems, train
 from vljax.config import flatten
 from vljax.doors import parse_config
 
@@ -124,6 +124,18 @@ def test_using_a_run_that_is_not_there(door, capsys, monkeypatch, tmp_path):
     assert code == 2
     assert "no weights of clip, diffusion, noisy_clip" in error
     assert "--config.pretrained.diffusion=FILE" in error
+
+
+@pytest.mark.parametrize("door", [generate, evaluate, export])
+def test_where_no_results_can_be_written_is_told_before_a_model_is_loaded(
+    door, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(doors, "open_model", None)
+    (file := tmp_path / "file").touch()
+    for out, reason in ((file, "File exists"), (file / "folder", "Not a directory")):
+        code, error = knock(capsys, monkeypatch, door, "--config", FFHQ, "--out", out)
+        assert code == 2
+        assert error.startswith(f"error: --out={out}: no results can be written there ({reason});")
 
 
 def test_no_traceback_reaches_the_user():

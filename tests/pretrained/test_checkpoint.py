@@ -179,8 +179,10 @@ def test_writing_is_atomic(tensors, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vljax.pretrained.checkpoint.os.fsync", no_room)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match=r"No space left.*: make room and try again"):
         pretrained.write_tensors({"other": np.zeros(3, np.float32)}, file)
+    with pytest.raises(RunError, match=r"File exists.*: see that it can be written there"):
+        pretrained.write_tensors(tensors, file / "m.safetensors")
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
 

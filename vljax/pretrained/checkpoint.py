@@ -215,7 +215,7 @@ def write_tensors(
         metadata: Strings to store in the file's header.
 
     Raises:
-        RunError: the disk is full or the folder cannot be written.
+        RunError: the disk is full or the folder cannot be written to.
     """
     try:
         with files.replacing(path) as partial:
@@ -225,7 +225,8 @@ def write_tensors(
                 metadata=dict(metadata or {}),
             )
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{path} could not be written ({error}): make room and try again") from error
+        remedy = "make room" if files.lacks_room(error) else "see that it can be written there"
+        raise RunError(f"{path} could not be written ({error}): {remedy} and try again") from error
 
 
 def from_published(tensor: np.ndarray, variable: nnx.Variable) -> np.ndarray:

@@ -44,6 +44,16 @@ def test_what_lacks_room():
     assert not files.lacks_room(ValueError("no number"))
 
 
+def test_two_that_write_one_file_at_a_time_share_no_parts(tmp_path):
+    """Threads, or processes of two hosts with the same number."""
+    place = tmp_path / "a.txt"
+    with files.replacing(place) as one, files.replacing(place) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert place.read_text() == "one"
+    assert names(tmp_path) == ["a.txt"]
+
+
 def test_a_file_takes_its_name_after_it_lies_on_the_disk(tmp_path, monkeypatch):
     place, seen = tmp_path / "a.txt", []
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +24,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Processes that write the same file at the same time must not share its parts.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Those that write the same file at the same time must not share its parts; two processes may
+    # have one number, on two hosts.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
         with partial.open("rb") as file:

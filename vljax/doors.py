@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import re
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
     """
     argv = _joined(argv)
     file = _recipe_file(argv)
+    recipe = None if file is None else _recipe(file)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["", *argv])
     try:
@@ -50,13 +52,11 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
         config = values.config
     except (flags.Error, AttributeError, KeyError) as error:
         raise UserError(_explain(argv, error)) from error
-    except (ImportError, SyntaxError) as error:
-        raise UserError(f"--config cannot be read: {error}") from error
-    if file is None:
+    if recipe is None:
         if any(argument.startswith("--config.") for argument in rest):
             raise UserError("--config.FIELD=VALUE needs --config FILE.py to change: give both")
         return None, rest
-    check(config, _recipe(file))
+    check(config, recipe)
     return config, rest
 
 
@@ -265,11 +265,21 @@ def _recipe_file(argv: Sequence[str]) -> str | None:
 
 
 def _recipe(file: str) -> ConfigDict:
-    """The config of `--config` as the file has it."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[""])
-    values(["", f"--config={file}"])
-    return values.config
+    """The config of `--config` as the file has it.
+
+    Raises:
+        UserError: the recipe raises it, or cannot be run.
+    """
+    path, *data_dir = file.split(":", 1)
+    try:
+        return runpy.run_path(path)["get_config"](*data_dir)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a recipe does
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--config={file}: {type(error).__name__}: {reason}; mend the recipe"
+        ) from error
 
 
 def _explain(argv: Sequence[str], error: Exception) -> str:

@@ -103,6 +103,27 @@ for found in pkgutil.walk_packages(systems.__path__, "vljax.systems."):
     importlib.import_module(found.name)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("from vljax.errors import UserError\n"
+         "def get_config(data):\n    raise UserError(f'no pictures in {data}: give others')",
+         "no pictures in /x: give others"),
+        ("def get_config(data):\n    return {}['lsun']", "--config={}: KeyError: 'lsun'; mend the"),
+        ("def get_config(data):\n    open(data)", "--config={}: FileNotFoundError: [Errno 2] No"),
+        ("def get_config():\n    pass", "--config={}: TypeError: get_config() takes 0 positional"),
+        ("import nothing_of_this_name", "--config={}: ModuleNotFoundError: No module named"),
+        ("def get_config(:", "--config={}: SyntaxError: invalid syntax"),
+    ],
+)  # fmt: skip
+def test_what_a_recipe_raises_is_told_as_it_is(recipe, told, capsys, monkeypatch, tmp_path):
+    (file := tmp_path / "recipe.py").write_text(recipe)
+    code, error = knock(capsys, monkeypatch, train, "--config", f"{file}:/x", "--dry_run")
+    assert code == 2
+    assert error.startswith("error: " + told.format(f"{file}:/x")), error
+    assert error.count("\n") == 1, error
+
+
 def test_an_empty_folder_and_a_folder_of_other_files(capsys, monkeypatch, tmp_path):
     for content in ((), ("notes.txt",)):
         for name in content:

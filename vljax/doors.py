@@ -307,19 +307,31 @@ def start_jax(config: ConfigDict, distributed: bool) -> None:
     A process joins a run of several when `VLJAX_COORDINATOR` (host:port), `VLJAX_NUM_PROCESSES`
     and `VLJAX_PROCESS_ID` are set, or with `distributed` on clusters that JAX knows (TPU pods,
     SLURM). Processes that compute on CPUs compile anew.
+
+    Raises:
+        UserError: what is set does not describe a run of several processes.
     """
     _quieten_storage()
     if config.compilation_cache:
         folder = files.expanded(config.compilation_cache)
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if coordinator := os.environ.get("VLJAX_COORDINATOR"):
-        jax.distributed.initialize(
-            coordinator,
-            int(os.environ["VLJAX_NUM_PROCESSES"]),
-            int(os.environ["VLJAX_PROCESS_ID"]),
-        )
+        told = [os.environ.get(f"VLJAX_{name}", "") for name in ("NUM_PROCESSES", "PROCESS_ID")]
+        if not all(map(str.isdecimal, told)) or not int(told[1]) < int(told[0]):
+            raise UserError(
+                f"VLJAX_NUM_PROCESSES={told[0]} VLJAX_PROCESS_ID={told[1]}: beside "
+                f"VLJAX_COORDINATOR={coordinator} give how many processes there are, and which of "
+                "them this is, from 0"
+            )
+        jax.distributed.initialize(coordinator, *map(int, told))
     elif distributed:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:  # it found no cluster
+            raise UserError(
+                f"--distributed: JAX knows no cluster here ({error}); leave it out, or set "
+                "VLJAX_COORDINATOR, VLJAX_NUM_PROCESSES and VLJAX_PROCESS_ID"
+            ) from error
     if jax.process_count() > 1 and jax.default_backend() == "cpu":
         # Only the first process finds its programs among the kept ones. On CPUs a kept program may
         # sum over processes in another order than the same one just compiled, and both wait.

@@ -124,6 +124,25 @@ def test_what_a_recipe_raises_is_told_as_it_is(recipe, told, capsys, monkeypatch
     assert error.count("\n") == 1, error
 
 
+def test_what_is_no_run_of_several_processes_is_refused(capsys, monkeypatch):
+    argv = ("--config", FFHQ, "--dry_run", "--distributed")
+
+    def initialize():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    code, error = knock(capsys, monkeypatch, train, *argv)
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith("error: --distributed: JAX knows no cluster here (coordinator_address")
+    monkeypatch.setenv("VLJAX_COORDINATOR", "host:1")
+    for count, index in (("", ""), ("2", ""), ("two", "0"), ("2", "-1"), ("2", "2")):
+        monkeypatch.setenv("VLJAX_NUM_PROCESSES", count)
+        monkeypatch.setenv("VLJAX_PROCESS_ID", index)
+        code, error = knock(capsys, monkeypatch, train, *argv)
+        assert code == 2
+        assert f"VLJAX_NUM_PROCESSES={count} VLJAX_PROCESS_ID={index}: beside VLJAX_C" in error
+
+
 def test_an_empty_folder_and_a_folder_of_other_files(capsys, monkeypatch, tmp_path):
     for content in ((), ("notes.txt",)):
         for name in content:

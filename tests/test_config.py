@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from vljax.config import from_workdir
+from vljax.config import from_workdir, get_base_config
 from vljax.doors import read_workdir
 from vljax.errors import UserError
 from vljax.systems import load_system
+from vljax.training.workdir import Workdir
 
 
 def test_fields_that_are_gone_are_read_while_they_say_nothing_new(tmp_path):
@@ -21,10 +22,14 @@ def test_fields_that_are_gone_are_read_while_they_say_nothing_new(tmp_path):
         read(head_order="qkv_first")
 
 
-def test_a_damaged_config_is_told(tmp_path):
-    (tmp_path / "config.json").write_text('{"system": "sd')
-    with pytest.raises(UserError, match=r"config\.json is damaged \(.*give another run's workdir"):
-        from_workdir(tmp_path)
+@pytest.mark.parametrize("content", ['{"system": "sd', "{}", "[1]", '{"system": 3}', b"\xff"])
+def test_a_damaged_config_is_told_to_those_who_use_a_run_and_who_resume_it(content, tmp_path):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "config.json").write_bytes(content)
+    for read in (from_workdir, lambda path: Workdir(path, get_base_config("sdg"))):
+        with pytest.raises(UserError, match=r"config\.json is damaged \(.*remove the file"):
+            read(tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == content
 
 
 def test_fields_that_an_older_version_had_not_are_todays(tmp_path, capsys):

@@ -70,6 +70,24 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A config as `to_json` wrote it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        config = json.loads(file.read_text())
+        if not isinstance(config, dict) or not isinstance(config.get("system"), str):
+            raise ValueError("no system is named")
+    except ValueError as error:
+        raise UserError(
+            f"{file} is damaged ({error}): give another run's workdir, or remove the file and "
+            "start training again with the same command, it writes the file anew"
+        ) from error
+    return config
+
+
 # Fields of `model.diffusion` that are gone, each with the one value that networks still have.
 _RETIRED = {"head_order": "heads_first", "resblock_updown": True}
 
@@ -86,12 +104,7 @@ def from_workdir(path: str | os.PathLike) -> ConfigDict:
         raise UserError(
             f"--workdir={path} holds no config.json: give a training run's workdir, or --config"
         )
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{file} is damaged ({error}): give another run's workdir, or --config"
-        ) from error
+    config = read_json(file)
     network = config.get("model", {}).get("diffusion", {})
     for name, only in _RETIRED.items():
         if (value := network.pop(name, only)) != only:

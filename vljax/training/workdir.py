@@ -33,7 +33,7 @@ from rich.progress import (
 )
 
 from vljax import files
-from vljax.config import flatten, to_json
+from vljax.config import flatten, read_json, to_json
 from vljax.data.pictures.images import write_png
 from vljax.errors import UserError
 
@@ -76,7 +76,7 @@ class Workdir:
     def _check_config(self, config: ConfigDict) -> None:
         if not (file := self.path / "config.json").is_file():
             return
-        theirs, ours = flatten(json.loads(file.read_text())), flatten(json.loads(to_json(config)))
+        theirs, ours = flatten(read_json(file)), flatten(json.loads(to_json(config)))
         different = [
             f"{name} ({theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here)"
             for name in sorted(theirs.keys() | ours.keys())

@@ -33,6 +33,8 @@ Picture = str | os.PathLike[str] | np.ndarray
 File = typing.NewType("File", str)
 
 R = TypeVar("R")
+# JAX's keys and NumPy's generators take it, and as many more as there are pictures.
+_LARGEST_SEED = 2**31 - 1
 
 
 def option(
@@ -44,6 +46,7 @@ def option(
     high: float | None = None,
     metavar: str | None = None,
     repeat: bool = False,
+    seed: bool = False,
 ) -> Any:
     """A field of a request.
 
@@ -56,7 +59,10 @@ def option(
         metavar: What stands for the value in `--help`.
         repeat: Of a tuple: whether a command line repeats the flag for each value, instead of
             giving all values after one.
+        seed: Of what is drawn: whether the range is that of seeds, which every generator takes.
     """
+    if seed:
+        low, high = 0, _LARGEST_SEED
     told = {"help": help, "choices": tuple(choices), "low": low, "high": high}
     told |= {"metavar": metavar, "repeat": repeat}
     return dataclasses.field(default=default, metadata=told)
@@ -224,7 +230,7 @@ def check(request: Any) -> None:
                 raise UserError(f"--{one.name}={value}: choose one of {', '.join(one.choices)}")
             if one.type not in (int, float):
                 continue
-            if not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{one.name}={value}: give a finite number")
             low = -math.inf if one.low is None else one.low
             high = math.inf if one.high is None else one.high
@@ -234,7 +240,11 @@ def check(request: Any) -> None:
 
 def _range(one: Option) -> str:
     if one.high is None:
-        return f"{one.low:g} or more"
+        return f"{_shown(one.low)} or more"
     if one.low is None:
-        return f"{one.high:g} or less"
-    return f"a number from {one.low:g} to {one.high:g}"
+        return f"{_shown(one.high)} or less"
+    return f"a number from {_shown(one.low)} to {_shown(one.high)}"
+
+
+def _shown(end: float | None) -> str:
+    return str(end) if isinstance(end, int) else f"{end:g}"

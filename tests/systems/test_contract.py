@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from vljax import config as configs
+from vljax.errors import UserError
 from vljax.models.parameters import named_parameters
 from vljax.request import add_flags, check, from_flags, options
 from vljax.systems import load_system, names
@@ -91,6 +92,10 @@ def test_flags_are_made_from_the_dataclass(name, asks):
     check(made)
     for one in options(wanted):
         assert one.help, one.name
+        if one.name == "seed":
+            for none in (-1, 2**31, 10**400):
+                with pytest.raises(UserError, match=f"--seed={none}: give a number from 0 to 2147"):
+                    check(wanted(seed=none))
         assert one.default is None or one.many or isinstance(one.default, one.type), one.name
         assert not one.choices or one.default in (None, (), *one.choices), one.name
     with pytest.raises(AttributeError):  # frozen

@@ -284,7 +284,7 @@ BLACK = np.zeros((48, 48), np.uint8)
         ({"entities": "nothing.json"}, "nothing.json does not exist"),
         ({"image": np.zeros((20, 20, 3), np.uint8)}, "smaller than 32×32"),
         ({"grow": -60.0}, "--grow=-60 leaves nothing of the mask"),
-        ({"seed": 3_000_000_000}, "does not fit 32 bits"),
+        ({"seed": 3_000_000_000}, "--seed=3000000000: give a number from 0"),
         ({"steps": "many"}, "steps='many'"),
         ({"sampler": "euler"}, "--sampler=euler: choose one of ddim"),
         ({"feather": -1.0}, "--feather=-1.0: give"),

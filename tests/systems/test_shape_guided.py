@@ -215,7 +215,7 @@ def test_edits_compile_once(editing, opened, tmp_path, compilations):
         ({"mask": None, "invert_mask": True}, "turns a mask around: give one with --mask"),
         ({"method": "prompt_to_prompt", "reweight": ("red",)}, "--reweight red: give a word and"),
         ({"method": "prompt_to_prompt", "reweight": ("cat=2",)}, "'cat' is no word of"),
-        ({"seed": 3_000_000_000}, "seed=3000000000 does not fit 32 bits"),
+        ({"seed": 3_000_000_000}, "--seed=3000000000: give a number from 0 to 2147483647"),
         ({"steps": "many"}, "steps='many': write 100"),
     ],
 )

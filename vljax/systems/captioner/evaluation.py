@@ -50,7 +50,7 @@ class Judging:
     copied: int = option(
         2000, low=0, help="training pictures, of whose captions the nearest one's is copied"
     )
-    seed: int = option(0, help="of drawing words")
+    seed: int = option(0, seed=True, help="of drawing words")
 
 
 # What tables call the metrics.

@@ -37,7 +37,7 @@ class Request:
     temperature: float = option(0.0, low=0.0, help="of drawing words; 0: the most probable ones")
     top_k: int = option(0, low=0, help="draw from so many words; 0 for all")
     top_p: float = option(1.0, low=0.0, high=1.0, help="draw words from this share")
-    seed: int = option(0, help="of drawing words")
+    seed: int = option(0, seed=True, help="of drawing words")
 
 
 def generate(model: Captioners, config: ConfigDict, request: Request) -> Iterator[Result]:

@@ -72,7 +72,7 @@ class Judging:
     keep: float = option(
         0.0, low=0.0, high=255.0, help="copy from the reference what moved by at most so much"
     )
-    seed: int = option(1, help="of the noise")
+    seed: int = option(1, seed=True, help="of the noise")
     sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples.sampler")
     steps: str | None = option(
         None, help="denoising steps: 250, ddim50, trailing25 … (default: config.samples.steps)"

@@ -50,7 +50,7 @@ class Request:
         high=255.0,
         help="copy from the picture before what moved by at most so many levels of 255",
     )
-    seed: int = option(0, help="of the noise")
+    seed: int = option(0, seed=True, help="of the noise")
     sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples.sampler")
     steps: str | None = option(
         None, help="denoising steps: 250, ddim50, trailing25 … (default: config.samples.steps)"

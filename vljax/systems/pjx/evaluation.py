@@ -57,7 +57,7 @@ class Judging:
     copied: int = option(5000, low=1, help="training examples that the blind floors copy from")
     maps: File | None = option(None, help="of photographs: folder of PJ-X's pointing maps")
     hat: File | None = option(None, help="folder of VQA-HAT's maps, for VQA v1's questions")
-    seed: int = option(0, help="breaks ties of ranks")
+    seed: int = option(0, seed=True, help="breaks ties of ranks")
 
 
 # What tables call the metrics.

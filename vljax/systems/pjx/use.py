@@ -36,7 +36,7 @@ class Request:
     beams: int = option(1, low=1, high=64, help="width of the search for the justification")
     temperature: float = option(0.0, low=0.0, help="of drawing words; 0: the most probable ones")
     top_p: float = option(1.0, low=0.0, high=1.0, help="draw words from this share")
-    seed: int = option(0, help="of drawing words")
+    seed: int = option(0, seed=True, help="of drawing words")
 
 
 def generate(model: PJX, config: ConfigDict, request: Request) -> Iterator[Result]:

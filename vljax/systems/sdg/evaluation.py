@@ -81,7 +81,7 @@ class Judging:
 
     num_images: int = option(48, low=1, help="unguided pictures to judge")
     batch_size: int = option(24, low=1, help="how many at a time")
-    seed: int = option(1, help="of the noise")
+    seed: int = option(1, seed=True, help="of the noise")
     sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples.sampler")
     steps: str | None = option(
         None, help="denoising steps: 100, ddim50, trailing25 … (default: config.samples.steps)"

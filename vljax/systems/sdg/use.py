@@ -48,7 +48,7 @@ class Request:
     encoder: str = option("noisy_clip", choices=ENCODERS, help="what guides")
     num_images: int = option(16, low=1, help="how many pictures")
     batch_size: int = option(16, low=1, help="how many at a time")
-    seed: int = option(0, help="of the first picture's noise")
+    seed: int = option(0, seed=True, help="of the first picture's noise")
     sampler: str | None = option(None, choices=SAMPLERS, help="default: config.samples.sampler")
     steps: str | None = option(
         None, help="denoising steps: 100, ddim50, trailing25 … (default: config.samples.steps)"

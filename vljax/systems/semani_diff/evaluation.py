@@ -54,7 +54,7 @@ class Judging:
 
     num_images: int = option(64, low=2, help="manipulations to judge")
     batch_size: int = option(32, low=1, help="how many at a time")
-    seed: int = option(0, low=0, help="of the first manipulation's noise")
+    seed: int = option(0, seed=True, help="of the first manipulation's noise")
     entities: File | None = option(
         None, help="of photographs: their entities, COCO's run lengths by file"
     )

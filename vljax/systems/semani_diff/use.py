@@ -85,7 +85,7 @@ class Request:
     steps: str | None = option(
         None, help="denoising steps: leading50, trailing20 … (default: config.samples)"
     )
-    seed: int = option(0, help="of the noise")
+    seed: int = option(0, seed=True, help="of the noise")
 
 
 def generate(model: SemaniDiff, config: ConfigDict, request: Request) -> Iterator[Result]:

@@ -58,7 +58,7 @@ class Judging:
 
     num_images: int = option(160, low=1, help="manipulations to judge")
     batch_size: int = option(32, low=1, help="how many at a time")
-    seed: int = option(0, low=0, high=2**31, help="of the first picture")
+    seed: int = option(0, seed=True, help="of the first picture")
     entities: File | None = option(
         None, help="what photographs are divided into, as --entities of a request"
     )

@@ -85,7 +85,7 @@ class Request:
     temperature: float | None = option(None, low=0.0, help="of drawing codes (config.samples)")
     top_k: int | None = option(None, low=0, help="draw among so many codes, 0 for all")
     samples: int = option(1, low=1, high=64, help="how many pictures to draw")
-    seed: int = option(0, low=0, high=2**31, help="of the first picture")
+    seed: int = option(0, seed=True, help="of the first picture")
     paste: bool = option(
         False, help="lay what is drawn over the picture itself, all else as it was"
     )

@@ -52,7 +52,7 @@ class Judging:
 
     num_images: int = option(32, low=1, help="edits to judge")
     batch_size: int = option(32, low=1, help="how many at a time")
-    seed: int = option(0, help="of the first edit's noise")
+    seed: int = option(0, seed=True, help="of the first edit's noise")
     steps: str | None = option(None, help=STEPS_HELP)
     token_scale: float = option(1.0, help=TOKEN_SCALE_HELP)
     methods: tuple[str, ...] | None = option(

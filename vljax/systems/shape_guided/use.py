@@ -66,7 +66,7 @@ class Request:
     method: str = option("shape_guided", choices=tuple(METHODS), help="who edits")
     guidance_scale: float | None = option(None, help="w_g (default: config.samples)")
     steps: str | None = option(None, help=STEPS_HELP)
-    seed: int = option(0, help="of the noise, where there is any")
+    seed: int = option(0, seed=True, help="of the noise, where there is any")
     token_scale: float = option(1.0, help=TOKEN_SCALE_HELP)
     self_schedule: str = option(
         "constant",

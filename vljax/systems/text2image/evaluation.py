@@ -65,7 +65,7 @@ class Judging:
     candidates: int = option(
         8, low=1, help="best of so many, by the model's own CLIP, in a row of its own; 1 for none"
     )
-    seed: int = option(1, low=0, help="of the first picture")
+    seed: int = option(1, seed=True, help="of the first picture")
     sampler: str | None = option(None, help="of diffusion (default: config.samples)")
     steps: str | None = option(None, help="of diffusion (default: config.samples)")
     inception: File | None = option(None, help="published FID weights, for FID")

@@ -36,7 +36,7 @@ class Request:
     candidates: int = option(
         1, low=1, high=512, help="draw so many for each picture, and keep what CLIP finds best"
     )
-    seed: int = option(0, low=0, help="of the first picture; each has the next one")
+    seed: int = option(0, seed=True, help="of the first picture; each has the next one")
     negative: str = option("", help="what guidance turns away from")
     guidance_scale: float | None = option(
         None,

@@ -35,7 +35,7 @@ class Request:
     temperature: float = option(1.0, low=0, help="of drawing; 0: greedy")
     top_k: int = option(0, low=0, help="draw from so many; 0: from all")
     top_p: float = option(1.0, low=0, high=1, help="draw from this share")
-    seed: int = option(0, help="of drawing")
+    seed: int = option(0, seed=True, help="of drawing")
     distill: bool = option(
         False, help="write every training source's text anew, as a data set for another order"
     )

@@ -322,8 +322,13 @@ def test_no_path_of_the_server_is_reachable(client, path):
 
 
 def test_other_pages_and_names_are_refused(client):
-    assert client.get("/", headers={"host": "evil.example"}).status_code == 403
-    for origin in ("http://evil.example", "null"):
+    for host in ("evil.example", "127.0.0.1.evil.example", "[x", ""):
+        answer = client.get("/rooms/sdg", headers={"host": host})
+        assert answer.status_code == 403
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+    for host in ("127.0.0.2:80", "localhost", "[::1]:8080"):  # as `--host` takes them
+        assert client.get("/rooms/sdg", headers={"host": host}).status_code == 200
+    for origin in ("http://evil.example", "null", "http://[x"):
         answer = client.post("/rooms/sdg/draw", json=DRAW, headers={"origin": origin})
         assert answer.status_code == 403
     answer = client.post("/rooms/none/draw", json={}, headers={"origin": "http://127.0.0.1"})

@@ -1,7 +1,10 @@
-"""What the train door imports before it has anything to do."""
+"""What the train door imports before it has anything to do, and what it says."""
 
 import subprocess
 import sys
+
+from vljax.config import get_base_config
+from vljax.training.workdir import Workdir
 
 
 def test_starting_imports_no_library_that_it_can_do_without():
@@ -13,3 +16,10 @@ def test_starting_imports_no_library_that_it_can_do_without():
     assert "jax" in loaded
     unwanted = {"torch", "tensorboardX", "transformers", "tensorflow", "tensorflow_datasets"}
     assert not unwanted & set(loaded)
+
+
+def test_what_looks_like_markup_is_said_as_it_is(tmp_path, capsys):
+    workdir = Workdir(tmp_path, get_base_config("sdg"))
+    workdir.say("everything goes to runs/[red]/a[/b]")
+    workdir.close()
+    assert capsys.readouterr().out == "everything goes to runs/[red]/a[/b]\n"

@@ -6,7 +6,6 @@ Only this machine can open the page, unless `--host` says otherwise; then its ad
 """
 
 import argparse
-import ipaddress
 import secrets
 import socket
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         import uvicorn
 
-        from vljax.page.app import make_app
+        from vljax.page.app import is_loopback, make_app
     except ImportError as error:
         raise UserError(
             f"the page needs {error.name}: install it with pip install 'vljax[page]'"
@@ -68,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         title = workdir.resolve().name if workdir else "published weights"
         rooms.append(Room(name, title, system, recipe, model))
 
-    token = "" if _is_loopback(args.host) else secrets.token_urlsafe(16)
+    token = "" if is_loopback(args.host) else secrets.token_urlsafe(16)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"open http://{shown}:{port}/{f'?token={token}' if token else ''}", flush=True)
@@ -96,13 +95,6 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UserError(
             f"--host={host} --port={port}: {error}; give another, or --port=0 for a free one"
         ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 run = door(main)

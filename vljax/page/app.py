@@ -15,6 +15,7 @@ Mistakes are answered as `{"error": …}` in the words of the command line.
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -55,7 +56,14 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 COOKIE = "vljax_token"
-LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can have a page's address under this name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def make_app(rooms: Sequence[Room], token: str = "") -> Starlette:
@@ -271,12 +279,15 @@ class Guard:
     def _refusal(self, request: Request) -> Response | None:
         """What is answered instead, or None."""
         host = request.headers.get("host", "")
-        if not self._token and urlsplit(f"//{host}").hostname not in LOOPBACK:
+        origin = request.headers.get("origin", f"//{host}")
+        try:
+            name, sender = urlsplit(f"//{host}").hostname or "", urlsplit(origin).netloc
+        except ValueError:
+            return PlainTextResponse("no page has such an address\n", 403)
+        if not self._token and not is_loopback(name):
             return PlainTextResponse("this page is of this machine alone\n", 403)
-        if request.method not in ("GET", "HEAD"):
-            origin = request.headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != host:
-                return PlainTextResponse("this comes from another page\n", 403)
+        if request.method not in ("GET", "HEAD") and sender != host:
+            return PlainTextResponse("this comes from another page\n", 403)
         if not self._token:
             return None
         if self._knows(request.cookies.get(COOKIE, "")):

@@ -98,7 +98,7 @@ class Workdir:
 
     def say(self, text: str) -> None:
         """A line on the console."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)
 
     def progress(self, stage: str, total: int, done: int) -> Progress:
         """The stage's bar: step, loss, speed, time left. Use it as a context."""

@@ -85,7 +85,7 @@ def _write(
         return _write_personal(name, part, folder, config, dtype)
     if isinstance(part, StableDiffusion):
         given = config.pretrained.get(name)
-        if given and (Path(given) / "model_index.json").is_file():
+        if given and (files.expanded(given) / "model_index.json").is_file():
             networks.save(part, folder, like=given, dtype=dtype)
         else:
             networks.save(

@@ -297,6 +297,7 @@ def test_held_out_examples_are_explained_by_search_too(workdir, tmp_path):
         (("--question", "is it red?", "--answer", ""), "--answer='' is none of the "),
         ((), "--question is missing"),
         (("--question", "is it red?", "--beams", "2", "--temperature", "1"), "give one of them"),
+        (("--top_p", "0.1"), "--top_p=0.1 limits what is drawn, and nothing is"),
         (("--question", "is it red?", "--image", "{folder}/text.png"), "text.png"),
         (("--question", "is it red?", "--image", "{folder}/absent.png"), "absent.png"),
     ],

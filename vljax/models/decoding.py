@@ -42,6 +42,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vljax.errors import UserError
+
 Cache = TypeVar("Cache")
 
 
@@ -228,6 +230,23 @@ def draw(
     allowed = truncated(log_probs / jnp.maximum(temperature, 1e-6), top_k, top_p)
     drawn = jnp.where(allowed, log_probs + temperature * noise, -jnp.inf)
     return jnp.argmax(drawn, axis=-1).astype(jnp.int32)
+
+
+def check_choice(beams: int, temperature: float, *, top_p: float, top_k: int = 0) -> None:
+    """Refuse what a person asks of a decoder that searches, or draws at a temperature above 0.
+
+    Raises:
+        UserError: one asks to search and to draw at once, or limits what is not drawn.
+    """
+    if beams > 1 and temperature > 0:
+        raise UserError(
+            f"--beams={beams} searches and --temperature={temperature:g} draws: give one of them"
+        )
+    if (top_k or top_p < 1) and not temperature:
+        limit = f"--top_k={top_k}" if top_k else f"--top_p={top_p:g}"
+        raise UserError(
+            f"{limit} limits what is drawn, and nothing is: give --temperature, such as 1"
+        )
 
 
 def pick(values: Float[Array, "b v"], index: Int[Array, " b"]) -> Float[Array, " b"]:

@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vljax import files
 from vljax.errors import UserError
 from vljax.models import resnet
 from vljax.models.answerers.answer import with_coordinates
@@ -161,7 +162,7 @@ def published_trunk(kind: str, weights: str, *, rngs: nnx.Rngs) -> tuple[Any, in
         fields = CLIPS["ViT-B/16"]
         return ClipTrunk(fields, rngs=rngs), fields["vision_width"]
     told: dict[str, Any] = {"layers": resnet.DEPTHS[int(kind.removeprefix("resnet"))]}
-    if (Path(weights) / "config.json").is_file():
+    if (files.expanded(weights) / "config.json").is_file():
         told |= resnet_arguments(weights)
     caffe = Path(weights).suffix == ".caffemodel"
     return ResNetTrunk(**told, caffe=caffe, rngs=rngs), 32 * told.get("width", 64)

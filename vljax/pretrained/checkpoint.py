@@ -254,7 +254,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     Raises:
         UserError: nothing readable is there.
     """
-    path = Path(path)
+    path = files.expanded(path)
     networks = [name for name in PIPELINE if (path / name).is_dir()]
     words = [path / f"{WORDS}{suffix}" for suffix in (".safetensors", ".bin")]
     learnt = [file for file in words if file.is_file()][:1]
@@ -326,7 +326,7 @@ def _read_torch(path: Path) -> Tensors:
         loaded = loaded.get(name, loaded)
     return {
         name: _full_precision(
-            (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).numpy()
+            (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t).detach().numpy()
         )
         for name, t in loaded.items()
         if isinstance(t, torch.Tensor)

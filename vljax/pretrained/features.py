@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
+from vljax import files
 from vljax.data.pictures.features import Features, compute_features
 from vljax.data.pictures.images import read_image, stretched
 from vljax.errors import UserError
@@ -43,7 +43,7 @@ def keep_features(
             "makes features to keep only with published weights: give pretrained.trunk, or leave "
             "data.features empty"
         )
-    pictures, known = find(), Features(Path(folder))
+    pictures, known = find(), Features(files.expanded(folder))
     if not (lacking := [name for name in pictures if name not in known]):
         return
     skeleton = jax.eval_shape(lambda: make_trunk(trunk, weights, rngs=nnx.Rngs(0))[0])

@@ -31,7 +31,7 @@ def folder_of(source: str | os.PathLike, revision: str | None = None) -> Path:
     Raises:
         UserError: there is no such folder, and no such repository can be fetched.
     """
-    path = Path(source)
+    path = files.expanded(source)
     if path.is_dir():
         return path
     match = _ID.fullmatch(os.fspath(source))

@@ -188,11 +188,12 @@ def _pipeline_files(
 ) -> Files:
     """Write a pipeline's tokenizer, or copy what it is like; what its JSON files say."""
     if like is not None:
+        like = files.expanded(like)
         for name in _BESIDE:
-            source = Path(like) / name
+            source = like / name
             if source.is_dir():
                 shutil.copytree(source, folder / name, dirs_exist_ok=True)
-        index = json.loads((Path(like) / "model_index.json").read_text("utf-8"))
+        index = json.loads((like / "model_index.json").read_text("utf-8"))
         # A network that looks at the finished pictures, and is none of the model's.
         index |= {"safety_checker": [None, None], "requires_safety_checker": False}
         return {"model_index.json": index}

@@ -93,7 +93,7 @@ def compute_features(
     Raises:
         UserError: a picture cannot be read, or there is no room.
     """
-    made = Features(Path(folder).expanduser())
+    made = Features(files.expanded(folder))
     for some in _groups((name for name in dict.fromkeys(names) if name not in made), batch_size):
         pictures = [read(name) for name in some]
         pictures += pictures[-1:] * (batch_size - len(pictures))

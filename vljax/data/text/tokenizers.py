@@ -272,7 +272,7 @@ def open_tokenizer(path: str | os.PathLike) -> Tokenizer:
     Raises:
         UserError: nothing readable is there, or it is no tokenizer of CLIP's form.
     """
-    path = Path(path)
+    path = files.expanded(path)
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
@@ -314,7 +314,7 @@ def given_tokenizer(given: str, *published: str) -> Tokenizer | None:
     Raises:
         UserError: as `open_tokenizer`.
     """
-    for path in (given, *(one for one in published if Path(one).is_dir())):
+    for path in (given, *(one for one in published if files.expanded(one).is_dir())):
         if path:
             return _opened(path)
     return None

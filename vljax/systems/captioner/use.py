@@ -12,6 +12,7 @@ from vljax.data.pictures.images import contact_sheet, read_image
 from vljax.data.text.vocabulary import Vocabulary
 from vljax.errors import UserError
 from vljax.models.captioner import ATTENTIONS
+from vljax.models.decoding import check_choice
 from vljax.request import Picture, option
 from vljax.systems import Result
 from vljax.systems.captioner.method import (
@@ -80,16 +81,7 @@ def decoding_of(request: Request) -> dict[str, Any]:
     Raises:
         UserError: one asks to search and to draw at once, or limits what is not drawn.
     """
-    if request.beams > 1 and request.temperature > 0:
-        raise UserError(
-            f"--beams={request.beams} searches and --temperature={request.temperature:g} draws: "
-            "give one of them"
-        )
-    limit = f"--top_k={request.top_k}" if request.top_k else f"--top_p={request.top_p:g}"
-    if (request.top_k or request.top_p < 1) and not request.temperature:
-        raise UserError(
-            f"{limit} limits what is drawn, and nothing is: give --temperature, such as 1"
-        )
+    check_choice(request.beams, request.temperature, top_p=request.top_p, top_k=request.top_k)
     return {
         "beams": request.beams,
         "temperature": np.float32(request.temperature),

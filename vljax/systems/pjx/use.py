@@ -13,6 +13,7 @@ from vljax.data.pictures.images import contact_sheet, read_image
 from vljax.data.pictures.maps import over_picture
 from vljax.data.scenes.programs import program
 from vljax.errors import UserError
+from vljax.models.decoding import check_choice
 from vljax.request import Picture, option
 from vljax.systems import Result
 from vljax.systems.pjx.method import (
@@ -49,11 +50,7 @@ def generate(model: PJX, config: ConfigDict, request: Request) -> Iterator[Resul
         raise UserError(
             "this run learnt to answer, not to explain: train one with configs/pjx_vqax.py"
         )
-    if request.beams > 1 and request.temperature > 0:
-        raise UserError(
-            f"--beams={request.beams} searches and --temperature={request.temperature:g} draws: "
-            "give one of them"
-        )
+    check_choice(request.beams, request.temperature, top_p=request.top_p)
     words = open_words(config)
     examples = _examples(config, words, request)
     arrays = [read_example(config, words, one) for one in examples]

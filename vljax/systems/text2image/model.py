@@ -1,13 +1,13 @@
 """The parts of text2image, family by family, and the CLIP that all share."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from vljax import files
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.text.tokenizers import Tokenizer, given_tokenizer, no_tokenizer, train_tokenizer
 from vljax.errors import UserError
@@ -71,7 +71,7 @@ def latent_arguments(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """
     parts = {name: dict(config.model[name]) for name in ("vae", "unet", "text_encoder")}
     # A file has weights alone: those of a run with these very fields.
-    if not (given := config.pretrained.sd) or Path(given).is_file():
+    if not (given := config.pretrained.sd) or files.expanded(given).is_file():
         return parts
     return as_published(drawing_arguments(given, config.diffusion.prediction), parts)
 

@@ -323,7 +323,7 @@ def start_jax(config: ConfigDict, distributed: bool) -> None:
                 f"VLJAX_COORDINATOR={coordinator} give how many processes there are, and which of "
                 "them this is, from 0"
             )
-        jax.distributed.initialize(coordinator, *map(int, told))
+        jax.distributed.initialize(coordinator, int(told[0]), int(told[1]))
     elif distributed:
         try:
             jax.distributed.initialize()

@@ -5,9 +5,9 @@ Where the world behind a picture is known (scenes), the kinds of objects that a 
 laid on its mask.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -38,6 +38,8 @@ from vljax.systems.captioner.method import (
 from vljax.systems.captioner.model import Captioners, features_of
 from vljax.systems.captioner.paper import coco
 from vljax.systems.captioner.words import open_words
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,10 @@ def _write_all(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def _batches(arrays: Sequence[Arrays], size: int) -> Iterator[tuple[int, int, list[Arrays]]]:
+def _batches(examples: Sequence[T], size: int) -> Iterator[tuple[int, int, list[T]]]:
     """Batches of one size: the index of the first example, how many count, and they, filled up."""
-    for first in range(0, len(arrays), size):
-        some = list(arrays[first : first + size])
+    for first in range(0, len(examples), size):
+        some = list(examples[first : first + size])
         yield first, len(some), some + some[-1:] * (size - len(some))
 
 
@@ -230,18 +232,25 @@ def _vectors(model: Captioners, batch: Mapping[str, Array]) -> Float[Array, "b c
 
 def _nearest(model: Captioners, config: ConfigDict, judged: Judged, judging: Judging) -> list[str]:
     """A caption of the training picture whose mean features are nearest, for each picture."""
-    source = open_examples(config, ("captions",))
-    known = [source[i] for i in range(min(judging.copied, len(source)))]
+    source, captions = open_examples(config, ("captions",)), list[str]()
 
-    def vectors(arrays: Sequence[Arrays]) -> Float[np.ndarray, "n c"]:
+    def known() -> Iterator[tuple[int, list[Arrays]]]:
+        # A batch at a time: features are megabytes each.
+        places = range(min(judging.copied, len(source)))
+        for _, count, some in _batches(places, judging.batch_size):
+            examples = [source[i] for i in some]
+            captions.extend(one["captions"][0] for one in examples[:count])
+            yield count, [read_example(config, one) for one in examples]
+
+    def vectors(batches: Iterable[tuple[int, list[Arrays]]]) -> Float[np.ndarray, "n c"]:
         found = []
-        for _, count, some in _batches(arrays, judging.batch_size):
+        for count, some in batches:
             batch = {name: np.stack([one[name] for one in some]) for name in some[0]}
             found.append(np.asarray(_vectors(model, batch), np.float32)[:count])
         return np.concatenate(found)
 
-    near = vectors(judged.arrays) @ vectors([read_example(config, one) for one in known]).T
-    return [_split(known[i]["captions"][0]) for i in near.argmax(1)]
+    ours = vectors(batch[1:] for batch in _batches(judged.arrays, judging.batch_size))
+    return [_split(captions[i]) for i in (ours @ vectors(known()).T).argmax(1)]
 
 
 # Where was looked ------------------------------------------------------------------------------

@@ -7,8 +7,7 @@
 The first trains codes and prior on the embedded scenes, 12 minutes of one core. Expected there, one
 seed, 192 pictures of all shapes and colours: the largest object is what was asked for in 29 % ± 3
 (chance 2 %), in 36 % ± 3 where CLIP chooses among 8; 30 ms a picture. Codes take 1.05 ± 0.04 nats
-each. The third trains a
-PixelCNN over the published VQGAN's codes of COCO 2014 at 256 px; add
+each. The third trains a PixelCNN over the published VQGAN's codes of COCO 2014 at 256 px; add
 `--config.pretrained.vqgan=last.ckpt` and `--config.pretrained.clip=FILE`. It has not been run here.
 """
 

@@ -12,6 +12,7 @@ parameter names, strategy); the first that matches decides:
 A parameter with no axis that divides stays whole. XLA inserts the communication.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -134,6 +135,7 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh, field: str) -
         )
 
 
+@functools.lru_cache(maxsize=8)  # every step places its batch by them
 def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " b"]:
     """Which rows of the global batch this process loads, in rising order.
 

@@ -35,6 +35,7 @@ from vljax.diffusion.progress import Progress, progress_bar
 from vljax.diffusion.samplers import check_sampler, sample
 from vljax.errors import UserError
 from vljax.models.unet import KeyValue
+from vljax.ops.parts import equal_parts
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import cosine
 from vljax.systems.cdd_icm.model import (
@@ -317,18 +318,15 @@ class Drawing:
         progress: Progress | None = None,
     ) -> Drawn:
         """Turn `number` of a batch of dialogues, counted from 1."""
-        # Parts of one size, for one program: the last one draws its last candidate more than once.
-        count, most = self.candidates, max(1, _TOGETHER // len(reference))
-        size = -(-count // -(-count // most))
         pictures, scores = None, np.empty((len(reference), 0), np.float32)
-        for first in range(0, count, size):
+        for part in equal_parts(self.candidates, max(1, _TOGETHER // len(reference))):
             made = _draw(
                 model,
                 self.process,
                 self.trained,
                 keys,
                 np.int32(number),
-                np.minimum(np.arange(first, first + size, dtype=np.int32), count - 1),
+                part,
                 reference,
                 tokens,
                 progress,
@@ -341,7 +339,7 @@ class Drawing:
                 drawn = np.where(better[:, None, None, None], drawn, pictures)
             pictures, scores = drawn, np.concatenate([scores, fits], axis=1)
         assert pictures is not None
-        return Drawn(pictures, scores[:, :count])
+        return Drawn(pictures, scores[:, : self.candidates])
 
     def dialogues(
         self,

@@ -23,6 +23,7 @@ from vljax.models.alignment import (
     similarity_map,
     word_patches,
 )
+from vljax.ops.parts import equal_parts
 from vljax.request import File, Picture, is_given, option
 from vljax.systems import Result
 from vljax.systems.semani_trans.method import (
@@ -359,8 +360,8 @@ def draw_wishes(
     """The pictures after all wishes, one for each sample."""
     tokenizer, count = make_tokenizer(config), request.samples
     length = config.model.transformer.text_length
-    # Batches of one size, for one program: the last one draws its last picture more than once.
-    size = -(-count // -(-count // _TOGETHER))
+    parts = equal_parts(count, _TOGETHER)
+    size = len(parts[0])
     before = Read(
         *(jnp.asarray(np.repeat(np.asarray(one), size, 0)) for one in read(model, square[None]))
     )
@@ -370,8 +371,8 @@ def draw_wishes(
     ]
     keeps = np.full(size, request.keep_shape)
     made = []
-    for first in range(0, count, size):
-        seeds = [request.seed + min(i, count - 1) for i in range(first, first + size)]
+    for part in parts:
+        seeds = [request.seed + i for i in part.tolist()]
         known = before
         for words, edited in told:
             known = known._replace(codes=drawing(model, known, words, edited, seeds, keeps))

@@ -15,6 +15,7 @@ from vljax.diffusion.progress import progress_bar
 from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
+from vljax.ops.parts import equal_parts
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import cosine
 from vljax.pretrained.concepts import Concept, read_concepts
@@ -175,15 +176,13 @@ def draw_best(
     the pictures that are drawn without any.
     """
     count, clip = request.count, clip_of(model)
-    # Batches of one size, for one program: the last one draws its last picture more than once.
-    size = -(-count // -(-count // _TOGETHER))
     found = []
-    for first in range(0, count, size):
-        places = [min(i, count - 1) for i in range(first, first + size)]
-        part = f"{label}, {first + 1} to {places[-1] + 1} of {count}" if size < count else label
+    for part in equal_parts(count, _TOGETHER):
+        places, size = part.tolist(), len(part)
+        told = f"{label}, {places[0] + 1} to {places[-1] + 1} of {count}" if size < count else label
         best: np.ndarray | None = None
         scores: np.ndarray | None = None
-        with progress_bar(part) as bar:
+        with progress_bar(told) as bar:
             for k in range(request.candidates):
                 seeds = tuple(request.seed + i + k * count for i in places)
                 one = replace(wish, texts=(text,) * size, seeds=seeds).filled(config)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vljax.ops.parts import equal_parts
+from vljax.ops.parts import equal_parts, filled_batches
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,10 @@ from vljax.ops.parts import equal_parts
 )
 def test_all_numbers_in_as_few_parts_of_one_size(count, most, parts):
     assert [part.tolist() for part in equal_parts(count, most)] == parts
+
+
+@pytest.mark.parametrize(
+    ("count", "batches"), [(0, []), (2, [[0, 1, 1]]), (3, [[0, 1, 2]]), (4, [[0, 1, 2], [3, 3, 3]])]
+)
+def test_the_last_batch_is_filled_up(count, batches):
+    assert [batch.tolist() for batch in filled_batches(count, 3)] == batches

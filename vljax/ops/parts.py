@@ -4,15 +4,24 @@ import numpy as np
 from jaxtyping import Int32
 
 
-def equal_parts(count: int, most: int) -> list[Int32[np.ndarray, " n"]]:
-    """The numbers 0 to `count` − 1 in parts of one size.
+def filled_batches(count: int, size: int) -> list[Int32[np.ndarray, " size"]]:
+    """The numbers 0 to `count` − 1 in batches of `size`.
 
-    The last part has its last number more than once: what is made of all is to be cut to `count`.
+    The last batch is filled up with its last number: what is made of all is to be cut to `count`.
+
+    Args:
+        count: At least 0.
+        size: At least 1.
+    """
+    starts = range(0, count, size)
+    return [np.minimum(np.arange(i, i + size, dtype=np.int32), count - 1) for i in starts]
+
+
+def equal_parts(count: int, most: int) -> list[Int32[np.ndarray, " n"]]:
+    """As `filled_batches`, of the smallest size with which there are no more of them.
 
     Args:
         count: At least 1.
         most: No part has more numbers; at least 1.
     """
-    size = -(-count // -(-count // most))
-    starts = range(0, count, size)
-    return [np.minimum(np.arange(i, i + size, dtype=np.int32), count - 1) for i in starts]
+    return filled_batches(count, -(-count // -(-count // most)))

@@ -5,9 +5,9 @@ Where the world behind a picture is known (scenes), the kinds of objects that a 
 laid on its mask.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from vljax.metrics.report import Report, Row
 from vljax.metrics.text import MissingToolError, cider_scores, text_scores
 from vljax.models.captioner import ATTENTIONS
 from vljax.ops.fusion import l2_normalise
+from vljax.ops.parts import filled_batches
 from vljax.request import option
 from vljax.systems.captioner.method import (
     Arrays,
@@ -38,8 +39,6 @@ from vljax.systems.captioner.method import (
 from vljax.systems.captioner.model import Captioners, features_of
 from vljax.systems.captioner.paper import coco
 from vljax.systems.captioner.words import open_words
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -150,17 +149,10 @@ def _write_all(
 ) -> Written:
     """Captions of all examples, in batches of one size."""
     parts = []
-    for first, count, some in _batches(arrays, judging.batch_size):
-        part = write_batch(model, config, some, seed=judging.seed, first=first, **how)
-        parts.append(Written(*(None if one is None else one[:count] for one in part)))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def _batches(examples: Sequence[T], size: int) -> Iterator[tuple[int, int, list[T]]]:
-    """Batches of one size: the index of the first example, how many count, and they, filled up."""
-    for first in range(0, len(examples), size):
-        some = list(examples[first : first + size])
-        yield first, len(some), some + some[-1:] * (size - len(some))
+    for places in filled_batches(len(arrays), judging.batch_size):
+        some = [arrays[i] for i in places]
+        parts.append(write_batch(model, config, some, seed=judging.seed, first=places[0], **how))
+    return jax.tree.map(lambda *some: np.concatenate(some)[: len(arrays)], *parts)
 
 
 # Captions --------------------------------------------------------------------------------------
@@ -234,23 +226,23 @@ def _nearest(model: Captioners, config: ConfigDict, judged: Judged, judging: Jud
     """A caption of the training picture whose mean features are nearest, for each picture."""
     source, captions = open_examples(config, ("captions",)), list[str]()
 
-    def known() -> Iterator[tuple[int, list[Arrays]]]:
-        # A batch at a time: features are megabytes each.
-        places = range(min(judging.copied, len(source)))
-        for _, count, some in _batches(places, judging.batch_size):
-            examples = [source[i] for i in some]
-            captions.extend(one["captions"][0] for one in examples[:count])
-            yield count, [read_example(config, one) for one in examples]
+    def known(i: int) -> Arrays:
+        example = source[i]
+        captions.append(example["captions"][0])
+        return read_example(config, example)
 
-    def vectors(batches: Iterable[tuple[int, list[Arrays]]]) -> Float[np.ndarray, "n c"]:
+    def vectors(count: int, read: Callable[[int], Arrays]) -> Float[np.ndarray, "n c"]:
         found = []
-        for count, some in batches:
+        for places in filled_batches(count, judging.batch_size):
+            # A batch at a time: features are megabytes each.
+            some = [read(int(i)) for i in places]
             batch = {name: np.stack([one[name] for one in some]) for name in some[0]}
-            found.append(np.asarray(_vectors(model, batch), np.float32)[:count])
-        return np.concatenate(found)
+            found.append(np.asarray(_vectors(model, batch), np.float32))
+        return np.concatenate(found)[:count]
 
-    ours = vectors(batch[1:] for batch in _batches(judged.arrays, judging.batch_size))
-    return [_split(captions[i]) for i in (ours @ vectors(known()).T).argmax(1)]
+    ours = vectors(len(judged.arrays), judged.arrays.__getitem__)
+    theirs = vectors(min(judging.copied, len(source)), known)
+    return [_split(captions[i]) for i in (ours @ theirs.T).argmax(1)]
 
 
 # Where was looked ------------------------------------------------------------------------------

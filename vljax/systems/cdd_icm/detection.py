@@ -14,6 +14,7 @@ from vljax.data.benchmarks import Benchmark
 from vljax.errors import UserError
 from vljax.metrics.layout import GenevaScore, Layout, geneva_score, layout_of
 from vljax.models.localizer import ObjectLocalizer, localizer_pixels
+from vljax.ops.parts import filled_batches
 from vljax.pretrained import assign, read_tensors
 from vljax.systems.cdd_icm.method import Dialogues
 
@@ -116,8 +117,7 @@ def open_localizer(
 
     def see(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Layout]:
         layouts = []
-        for first in range(0, len(pictures), batch_size):
-            part = np.minimum(np.arange(first, first + batch_size), len(pictures) - 1)
+        for part in filled_batches(len(pictures), batch_size):
             found, places = run(model, localizer_pixels(pictures[part]))
             centres = np.asarray(places, np.float64)[..., [0, -1]]
             layouts += [Layout(*one) for one in zip(np.asarray(found) > 0.5, centres, strict=True)]

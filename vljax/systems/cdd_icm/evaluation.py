@@ -32,6 +32,7 @@ from vljax.metrics.layout import GenevaScore, mean_geneva_score
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
 from vljax.metrics.retrieval import draw_distractors, retrieval_accuracy
+from vljax.ops.parts import filled_batches
 from vljax.ops.pixels import to_unit
 from vljax.request import File, check, option
 from vljax.systems.cdd_icm.detection import Detector, Pictures, open_detector
@@ -401,12 +402,12 @@ def _retrieval(model: CDDICM, given: Dialogues, batch_size: int) -> Row:
     before = np.concatenate([given.canvas[:, None], given.pictures[:, :-1]], axis=1)
     valid = np.arange(before.shape[1]) < given.lengths[:, None]
     arrays = (before[valid], given.tokens[valid], given.pictures[valid])
-    count, parts = len(arrays[0]), []
-    for first in range(0, count, batch_size):
-        places = np.minimum(np.arange(first, first + batch_size), count - 1)
-        found = _embedded(model, *(array[places] for array in arrays))
-        parts.append([one[: count - first] for one in found])
-    queries, targets = (jnp.concatenate(some) for some in zip(*parts, strict=True))
+    count = len(arrays[0])
+    parts = [
+        _embedded(model, *(array[places] for array in arrays))
+        for places in filled_batches(count, batch_size)
+    ]
+    queries, targets = (jnp.concatenate(some)[:count] for some in zip(*parts, strict=True))
     own = np.arange(count)
     others = draw_distractors(np.random.default_rng(0), count, count, count - 1, own)
     shares = retrieval_accuracy(queries, targets, targets, others, ks=(1, 5, 10))

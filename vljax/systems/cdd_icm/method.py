@@ -35,7 +35,7 @@ from vljax.diffusion.progress import Progress, progress_bar
 from vljax.diffusion.samplers import check_sampler, sample
 from vljax.errors import UserError
 from vljax.models.unet import KeyValue
-from vljax.ops.parts import equal_parts
+from vljax.ops.parts import equal_parts, filled_batches
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import cosine
 from vljax.systems.cdd_icm.model import (
@@ -364,9 +364,8 @@ class Drawing:
         """
         total, turns = given.tokens.shape[:2]
         drawn = np.empty_like(given.pictures)
-        for first in range(0, total, batch_size):
-            # The last batch is filled up, so that it is one program.
-            places = np.minimum(np.arange(first, first + batch_size), total - 1)
+        for places in filled_batches(total, batch_size):
+            first = places[0]
             keys = example_keys(jax.random.key(seed), batch_size, first)
             reference = given.canvas[places]
             for i in range(turns):

@@ -25,6 +25,7 @@ from vljax.metrics.report import Report, Row
 from vljax.metrics.simulatability import guess_rightness, predict_answers
 from vljax.metrics.text import text_scores
 from vljax.metrics.vqa import vqa_accuracy
+from vljax.ops.parts import filled_batches
 from vljax.request import File, option
 from vljax.systems.pjx.maps import looked_at, marked, pointing_rows
 from vljax.systems.pjx.method import (
@@ -38,7 +39,6 @@ from vljax.systems.pjx.paper import chapter
 from vljax.systems.pjx.probing import (
     Judged,
     about,
-    batches,
     certificates,
     faithfulness,
     open_judged,
@@ -128,9 +128,9 @@ def _asker(
 
     def ask(part: str, truly: bool) -> Explained:
         found = []
-        for first, arrays in batches(judged.arrays, judging.batch_size):
-            given = judged.truth[first : first + len(arrays)] if truly else [-1] * len(arrays)
-            given += [-1] * (len(arrays) - len(given))
+        for places in filled_batches(len(judged.arrays), judging.batch_size):
+            arrays = [judged.arrays[i] for i in places]
+            given = [judged.truth[i] if truly else -1 for i in places]
             found.append(
                 explain_batch(model, config, words, arrays, given, part=part, beams=judging.beams)
             )
@@ -323,7 +323,8 @@ def _answer_only(
 ) -> Float[np.ndarray, "n answers"]:
     """The probabilities of all answers, of a model without an explainer."""
     found = []
-    for _, arrays in batches(judged.arrays, judging.batch_size):
+    for places in filled_batches(len(judged.arrays), judging.batch_size):
+        arrays = [judged.arrays[i] for i in places]
         batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
         found.append(np.asarray(probabilities(model, batch)))
     return np.concatenate(found)[: len(judged.arrays)]

@@ -20,6 +20,7 @@ from vljax.data.scenes.truth import read
 from vljax.errors import UserError
 from vljax.metrics import pointing
 from vljax.metrics.report import Row
+from vljax.ops.parts import filled_batches
 from vljax.systems.pjx.certificate import Certificate, certify, check, together
 from vljax.systems.pjx.method import (
     Arrays,
@@ -84,13 +85,6 @@ def open_judged(
     return Judged(examples, arrays, truth, worlds), out
 
 
-def batches(arrays: list[Arrays], size: int) -> Iterator[tuple[int, list[Arrays]]]:
-    """Batches of one size, the last one filled up, each with the index of its first example."""
-    for first in range(0, len(arrays), size):
-        part = arrays[first : first + size]
-        yield first, part + part[-1:] * (size - len(part))
-
-
 def about(judged: Judged, i: int) -> tuple[int, ...]:
     """The objects that show the answer of an example on scenes."""
     assert judged.scenes is not None
@@ -108,9 +102,7 @@ def certificates(
     given = np.asarray(ours.answer)
     found: list[Certificate] = []
     certified = jax.jit(certify)
-    for first, arrays in batches(judged.arrays, size):
-        count = min(size, len(judged.arrays) - first)
-        places = [first + min(k, count - 1) for k in range(size)]
+    for places in filled_batches(len(given), size):
         seen = together(
             check(
                 judged.scenes[i],
@@ -121,10 +113,10 @@ def certificates(
             )
             for i in places
         )
+        arrays = [judged.arrays[i] for i in places]
         batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
-        told = certified(model, batch, given[places], seen)
-        found.append(jax.tree.map(lambda share, count=count: np.asarray(share)[:count], told))
-    all_of = Certificate(*(np.concatenate(part) for part in zip(*found, strict=True)))
+        found.append(certified(model, batch, given[places], seen))
+    all_of = Certificate(*(np.concatenate(one)[: len(given)] for one in zip(*found, strict=True)))
     values = {name: 100 * float(getattr(all_of, name).mean()) for name in Certificate._fields}
     values["certified"] = 100 * float(all_of.certified.mean())
     error = 100 * float(all_of.certified.std() / np.sqrt(len(given)))
@@ -259,7 +251,8 @@ def _counterfactuals(
         if not arrays:
             continue
         after = []
-        for _, part in batches(arrays, count):
+        for places in filled_batches(len(arrays), count):
+            part = [arrays[i] for i in places]
             after += list(explain_batch(model, config, words, part, [-1] * len(part)).answer)
         stays = np.array(after[: len(arrays)]) == np.array(before[name])
         yield Row(

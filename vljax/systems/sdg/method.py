@@ -33,6 +33,7 @@ from vljax.diffusion.process import Guidance, Process, make_process
 from vljax.diffusion.progress import Progress, progress_bar
 from vljax.diffusion.samplers import check_sampler, sample
 from vljax.errors import UserError
+from vljax.ops.parts import filled_batches
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.ops.similarity import cosine
 from vljax.systems.sdg.model import SDG
@@ -223,11 +224,9 @@ class Drawing:
         def part(target: Any, places: np.ndarray) -> Any:
             return target if len(target) == 1 else np.asarray(target)[places]
 
-        for first in range(0, count, batch_size):
-            last = min(first + batch_size, count)
+        for places in filled_batches(count, batch_size):
+            first, last = places[0], places[-1] + 1
             keys = example_keys(jax.random.key(seed), batch_size, first)
-            # The last batch is filled up, so that it is one program.
-            places = np.minimum(np.arange(first, first + batch_size), count - 1)
             now = {a: (part(target, places), s) for a, (target, s) in (targets or {}).items()}
             mixed = (part(ilvr[0], places), ilvr[1]) if ilvr else None
             with progress_bar(f"{label} {first + 1} to {last} of {count}") as bar:

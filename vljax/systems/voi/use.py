@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vljax.data.text import Text, pad_text
 from vljax.errors import UserError
 from vljax.models.insertion_search import Written, sample, search_order
+from vljax.ops.parts import filled_batches
 from vljax.request import option
 from vljax.systems import Result
 from vljax.systems.voi.model import VOI, texts
@@ -54,12 +55,11 @@ def generate(model: VOI, config: ConfigDict, request: Request) -> Iterator[Resul
     transform = pad_text(config.data.max_source, config.data.max_target)
     padded = [transform(example, np.random.default_rng(0)) for example in examples]
     told: list[Line] = []
-    for first in range(0, len(padded), request.batch_size):
-        rows = padded[first : first + request.batch_size]
-        rows += rows[-1:] * (request.batch_size - len(rows))  # one program for every batch
-        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        written = _write(model, config, request, batch, first)
-        told += lines(written, texts(config).vocabulary)[: len(padded) - first]
+    for places in filled_batches(len(padded), request.batch_size):
+        batch = {name: np.stack([padded[i][name] for i in places]) for name in padded[0]}
+        written = _write(model, config, request, batch, int(places[0]))
+        told += lines(written, texts(config).vocabulary)
+    told = told[: len(padded)]
     records, label = [], []
     for name, line in zip(names, told, strict=True):
         by_step = " ".join(line.words[place] for place in line.order)

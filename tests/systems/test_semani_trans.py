@@ -390,10 +390,11 @@ def test_patches_of_a_word(model, config, scene):
         ({"image": 1, "text": ("a",), "mask": 0}, "marks nothing"),
         ({"image": 1, "text": ("a",), "mask": 2}, "marks none of the 8×8 codes"),
         ({"image": 1, "text": ("a",), "mask": "wide"}, "give a mask of the same proportions"),
-        ({"image": 1, "text": ("a",), "mask": 1, "entities": "a"}, "--entities finds what --mask"),
+        ({"image": 1, "text": ("a",), "mask": 1, "entities": "a"}, "--entities: --mask tells"),
+        ({"image": 1, "text": ("a",), "mask": 1, "threshold": 0.2}, "--threshold: --mask tells"),
         (
             {"image": 1, "text": ("a",), "mask": 1, "alignment": "patches"},
-            "--alignment=patches finds what --mask tells already: leave one",
+            "--alignment=patches: --mask tells what would be found; leave one",
         ),
         (
             {"image": 1, "text": ("a",), "entities": "a.png", "alignment": "patches"},

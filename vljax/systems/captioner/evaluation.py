@@ -34,7 +34,7 @@ from vljax.systems.captioner.method import (
     open_examples,
     read_example,
     words_of,
-    write_batch,
+    write_all,
 )
 from vljax.systems.captioner.model import Captioners, features_of
 from vljax.systems.captioner.paper import coco
@@ -97,8 +97,9 @@ def judge(model: Captioners, config: ConfigDict, judging: Judging) -> Report:
         for share in (0.5, 1.0):
             how = {"temperature": np.float32(1), "top_p": np.float32(share)}
             ways.append((f"{_WHO[kind]}, drawn, p = {share:g}", kind, how))
+    fixed = {"batch_size": judging.batch_size, "seed": judging.seed}
     found = {
-        name: _write_all(model, config, judged.arrays, judging, attention=kind, **how)
+        name: write_all(model, config, judged.arrays, **fixed, attention=kind, **how)
         for name, kind, how in ways
     }
     texts = {
@@ -138,21 +139,6 @@ def _open_judged(config: ConfigDict, benchmark: Benchmark, count: int) -> Judged
 
 def _split(text: str) -> str:
     return " ".join(caption_words(text))
-
-
-def _write_all(
-    model: Captioners,
-    config: ConfigDict,
-    arrays: Sequence[Arrays],
-    judging: Judging,
-    **how: Any,
-) -> Written:
-    """Captions of all examples, in batches of one size."""
-    parts = []
-    for places in filled_batches(len(arrays), judging.batch_size):
-        some = [arrays[i] for i in places]
-        parts.append(write_batch(model, config, some, seed=judging.seed, first=places[0], **how))
-    return jax.tree.map(lambda *some: np.concatenate(some)[: len(arrays)], *parts)
 
 
 # Captions --------------------------------------------------------------------------------------

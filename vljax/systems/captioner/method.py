@@ -25,6 +25,7 @@ from vljax.data.text.vocabulary import Vocabulary
 from vljax.errors import UserError
 from vljax.marks import END, PAD, START, UNKNOWN
 from vljax.models import decoding
+from vljax.ops.parts import filled_batches
 from vljax.pretrained.features import keep_features
 from vljax.systems.captioner.model import Captioners, features_of, part_of
 from vljax.systems.captioner.words import open_words
@@ -173,6 +174,23 @@ def write_batch(
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(places)
     found = write(model, batch, keys, length=config.data.max_words + 1, **how)
     return jax.tree.map(np.asarray, found)
+
+
+def write_all(
+    model: Captioners,
+    config: ConfigDict,
+    arrays: Sequence[Arrays],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    **how: Any,
+) -> Written:
+    """`write_batch` of any number of examples, in batches of one size."""
+    parts = []
+    for places in filled_batches(len(arrays), min(batch_size, len(arrays))):
+        some = [arrays[i] for i in places]
+        parts.append(write_batch(model, config, some, seed=seed, first=places[0], **how))
+    return jax.tree.map(lambda *some: np.concatenate(some)[: len(arrays)], *parts)
 
 
 def words_of(words: Vocabulary, tokens: np.ndarray) -> list[str]:

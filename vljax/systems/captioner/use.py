@@ -21,10 +21,13 @@ from vljax.systems.captioner.method import (
     open_examples,
     read_example,
     words_of,
-    write_batch,
+    write_all,
 )
 from vljax.systems.captioner.model import Captioners, part_of
 from vljax.systems.captioner.words import open_words
+
+# Pictures described at a time, so that device memory does not grow with those asked for.
+_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,8 @@ def generate(model: Captioners, config: ConfigDict, request: Request) -> Iterato
     how = decoding_of(request)
     words, examples = open_words(config), _examples(config, request)
     arrays = [read_example(config, one) for one in examples]
-    found = write_batch(
-        model, config, arrays, attention=request.attention, seed=request.seed, **how
-    )
+    how |= {"attention": request.attention, "seed": request.seed}
+    found = write_all(model, config, arrays, batch_size=_TOGETHER, **how)
     told, rows = [], []
     for i, example in enumerate(examples):
         told.append(_told(words, example, found, i))

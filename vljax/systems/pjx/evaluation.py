@@ -30,8 +30,7 @@ from vljax.request import File, option
 from vljax.systems.pjx.maps import looked_at, marked, pointing_rows
 from vljax.systems.pjx.method import (
     Explained,
-    explain_batch,
-    open_examples,
+    explain_all,
     probabilities,
 )
 from vljax.systems.pjx.model import PJX
@@ -127,19 +126,10 @@ def _asker(
     """`ask(part, truly)`: all examples explained by a part, given the true answers or its own."""
 
     def ask(part: str, truly: bool) -> Explained:
-        found = []
-        for places in filled_batches(len(judged.arrays), judging.batch_size):
-            arrays = [judged.arrays[i] for i in places]
-            given = [judged.truth[i] if truly else -1 for i in places]
-            found.append(
-                explain_batch(model, config, words, arrays, given, part=part, beams=judging.beams)
-            )
-        count = len(judged.arrays)
-        return Explained(
-            *(
-                None if parts[0] is None else np.concatenate(parts)[:count]
-                for parts in zip(*found, strict=True)
-            )
+        given = judged.truth if truly else [-1] * len(judged.arrays)
+        how: dict[str, Any] = {"part": part, "beams": judging.beams}
+        return explain_all(
+            model, config, words, judged.arrays, given, batch_size=judging.batch_size, **how
         )
 
     return ask
@@ -173,7 +163,10 @@ def _answers(words: Words, judged: Judged, shares: Float[np.ndarray, "n answers"
 
 def _floors(config: ConfigDict, judged: Judged, count: int) -> dict[str, list[str]]:
     """Justifications without a picture: the commonest of the answer, or of question and answer."""
-    source = open_examples(config, ("justifications",))
+    # Texts alone: no picture is rendered, no file of features read.
+    data, fields = open_benchmark(config.data), ("answer", "justifications")
+    asked = config.task == "question"
+    source = data.questions((*fields, "question")) if asked else data.shown(fields)
     by_answer: dict[Any, Counter[str]] = {}
     for i in range(min(count, len(source))):
         example = source[i]

@@ -23,6 +23,7 @@ from vljax.data.text.published import question_ids
 from vljax.data.text.vqa import Questions
 from vljax.models import decoding
 from vljax.models.explainer import Explainer
+from vljax.ops.parts import filled_batches
 from vljax.pretrained.features import keep_features
 from vljax.systems.pjx.model import PJX, answer, features_of
 from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, Words, named, open_words
@@ -202,6 +203,26 @@ def explain_batch(
         **how,
     )
     return jax.tree.map(np.asarray, found)
+
+
+def explain_all(
+    model: PJX,
+    config: ConfigDict,
+    words: Words,
+    arrays: Sequence[Arrays],
+    given: Sequence[int],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    **how: Any,
+) -> Explained:
+    """`explain_batch` of any number of examples, in batches of one size."""
+    parts = []
+    for places in filled_batches(len(arrays), min(batch_size, len(arrays))):
+        some, told = [arrays[i] for i in places], [given[i] for i in places]
+        fixed = {"seed": seed, "first": places[0]}
+        parts.append(explain_batch(model, config, words, some, told, **fixed, **how))
+    return jax.tree.map(lambda *some: np.concatenate(some)[: len(arrays)], *parts)
 
 
 @jax.jit

@@ -25,6 +25,7 @@ from vljax.systems.pjx.certificate import Certificate, certify, check, together
 from vljax.systems.pjx.method import (
     Arrays,
     Explained,
+    explain_all,
     explain_batch,
     open_examples,
     probability_when_seen,
@@ -250,11 +251,9 @@ def _counterfactuals(
     for name, arrays in asked.items():
         if not arrays:
             continue
-        after = []
-        for places in filled_batches(len(arrays), count):
-            part = [arrays[i] for i in places]
-            after += list(explain_batch(model, config, words, part, [-1] * len(part)).answer)
-        stays = np.array(after[: len(arrays)]) == np.array(before[name])
+        unknown = [-1] * len(arrays)
+        after = explain_all(model, config, words, arrays, unknown, batch_size=count).answer
+        stays = after == np.array(before[name])
         yield Row(
             "counterfactuals", name, {"answer stays": 100 * float(stays.mean()), "n": len(arrays)}
         )

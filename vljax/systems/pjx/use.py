@@ -18,12 +18,15 @@ from vljax.request import Picture, option
 from vljax.systems import Result
 from vljax.systems.pjx.method import (
     Explained,
-    explain_batch,
+    explain_all,
     open_examples,
     read_example,
 )
 from vljax.systems.pjx.model import PJX
 from vljax.systems.pjx.words import Words, open_words
+
+# Examples explained at a time, so that device memory does not grow with those asked for.
+_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,8 @@ def generate(model: PJX, config: ConfigDict, request: Request) -> Iterator[Resul
     arrays = [read_example(config, words, one) for one in examples]
     given = [_given(words, request.answer)] * len(arrays)
     how: dict[str, Any] = {"beams": request.beams, "temperature": np.float32(request.temperature)}
-    found = explain_batch(
-        model,
-        config,
-        words,
-        arrays,
-        given,
-        seed=request.seed,
-        top_p=np.float32(request.top_p),
-        **how,
-    )
+    how |= {"top_p": np.float32(request.top_p), "seed": request.seed}
+    found = explain_all(model, config, words, arrays, given, batch_size=_TOGETHER, **how)
     told = [_told(words, examples[i], found, i) for i in range(len(examples))]
     rows = []
     for i, (example, one) in enumerate(zip(examples, told, strict=True)):

@@ -219,11 +219,9 @@ def find_places(
     """
     height, width = photo.shape[:2]
     if is_given(request.mask):
-        if request.entities:
-            raise UserError(
-                f"--entities={request.entities} finds what --mask tells already: leave one of them "
-                "out"
-            )
+        if request.entities or request.anyway:
+            flag = "anyway" if request.anyway else "entities"
+            raise UserError(f"--{flag}: --mask tells what would be found; leave one of them out")
         if len(wishes) > 1:
             raise UserError(
                 "--mask is of one entity: give one --entity, or all of them with --entities=FILE"

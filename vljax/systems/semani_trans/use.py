@@ -160,9 +160,14 @@ def _check(request: Request) -> None:
     if not request.text or any(not text.strip() for text in request.text):
         raise UserError('--text is missing: say what shall be there, such as "a brown horse"')
     if is_given(request.mask):
-        if request.entities or request.alignment == "patches":
-            flag = "entities" if request.entities else "alignment=patches"
-            raise UserError(f"--{flag} finds what --mask tells already: leave one of them out")
+        finding = {
+            "entities": bool(request.entities),
+            "alignment=patches": request.alignment == "patches",
+            "threshold": request.threshold is not None,
+            "anyway": request.anyway,
+        }
+        if flag := next((name for name, given in finding.items() if given), None):
+            raise UserError(f"--{flag}: --mask tells what would be found; leave one of them out")
         if len(request.text) > 1 or len(request.entity) > 1:
             raise UserError(
                 f"--mask is of one entity, but there are {len(request.text)} texts: ask for one "

@@ -21,7 +21,7 @@ import functools
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int, UInt8
 
 from vljax.data.scenes import CLASSES, RELATIONS, Background, Scene, Scenes, Turn, render
 from vljax.data.scenes.world import class_coordinates, class_vector
@@ -148,6 +148,22 @@ class SceneDialogues:
         """The picture after so many turns."""
         scene = turns[after - 1].scene if after else Scene(turns[0].scene.background, ())
         return render(scene, self.scenes.image_size)
+
+
+def place_shares(
+    places: Float[np.ndarray, "c 3"] | Float[np.ndarray, "c 2"],
+    image: UInt8[np.ndarray, "h w 3"],
+    coordinates: int,
+) -> Float[np.ndarray, "c k"]:
+    """Places as shares: x of the picture's width, y of its height, depth of the greatest, 2.
+
+    Args:
+        places: In pixels, with depth where `coordinates` is 3; NaN where absent.
+        image: The picture.
+        coordinates: How many to give: 2, or 3 with depth.
+    """
+    height, width = image.shape[:2]
+    return places[:, :coordinates] / np.array([width, height, 2][:coordinates], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

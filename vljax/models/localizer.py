@@ -1,5 +1,6 @@
-"""GeNeVA's detector and localiser: which classes a picture shows, and where each is.
+"""Detectors and localisers: which classes a picture shows, and where each is.
 
+`ObjectLocalizer` is GeNeVA's, `GridLocalizer` a small one for data that it was not trained on.
 El-Nouby et al., *Tell, Draw, and Repeat* (GeNeVA, 2019), section 5.2: Inception-v3 whose logits
 tell what is there and, with the head beside its trunk, where. The published weights judge i-CLEVR
 (`iclevr_inception_best_checkpoint.pth`, 24 classes, x and y) and CoDraw
@@ -20,8 +21,10 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from vljax.errors import UserError
 from vljax.models.inception import INPUT_SIZE, InceptionV3
 from vljax.models.layers import Linear, apply
+from vljax.models.trunk import Convolutions
 from vljax.ops.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 FEATURES = 512
@@ -78,6 +81,48 @@ class ObjectLocalizer(nnx.Module):
             for name, tensor in tensors.items()
             if not name.endswith("num_batches_tracked")
         }
+
+
+class GridLocalizer(nnx.Module):
+    """Each class has a map of scores: its highest tells what is there, where it is high the place.
+
+    Args:
+        classes: Number of classes.
+        coordinates: 2, or 3 with depth.
+        width: Channels of the features.
+        rngs: Where the initial weights come from.
+
+    Raises:
+        UserError: the width is no multiple of 16, as the trunk's norms need it.
+    """
+
+    def __init__(self, classes: int, coordinates: int, width: int, *, rngs: nnx.Rngs) -> None:
+        if width % 16:
+            raise UserError(f"localizer.width={width}: give a multiple of 16, 0 for none")
+        self.coordinates = coordinates
+        self.trunk = Convolutions(width, rngs=rngs)
+        self.score = Linear(width + 2, classes, rngs=rngs)
+        self.depth = Linear(width + 2, classes, rngs=rngs) if coordinates == 3 else None
+
+    def __call__(
+        self, x: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b n"], Float[Array, "b n k"]]:
+        """Logits of each class, and its place from 0 to 1 (x, y, and depth where there is one).
+
+        Args:
+            x: Pictures in [-1, 1].
+        """
+        features = self.trunk(x)
+        features = features.reshape(len(x), -1, features.shape[-1])
+        scores = self.score(features).astype(jnp.float32)
+        share = jax.nn.softmax(scores, axis=1)
+        # The trunk's last channels are each place's x and y, from -1 to 1.
+        at = 0.5 + 0.5 * features[..., -2:].astype(jnp.float32)
+        places = jnp.einsum("bpn,bpk->bnk", share, at)
+        if self.depth is not None:
+            depth = (share * self.depth(features).astype(jnp.float32)).sum(1)
+            places = jnp.concatenate([places, depth[..., None]], axis=-1)
+        return scores.max(1), places
 
 
 def localizer_pixels(

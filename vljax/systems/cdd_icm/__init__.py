@@ -7,7 +7,8 @@ a diffusion model draws the next picture, the next turn's reference. No code was
 - `clip`, the backbone of both encoders; published, or trained here on captions and instructions;
 - `composer`, new projections, the gated fusion (equation 1) and ICM's temperature;
 - `diffusion`, an ADM U-Net under the condition (section 2.4);
-- `noisy`, an image encoder that sees through noise, for ICM guidance (section 2.5).
+- `noisy`, an image encoder that sees through noise, for ICM guidance (section 2.5);
+- `localizer`, where asked for: it judges data that no published detector knows.
 
 Three stages train them (section 2.6): `icm` aligns what is composed with the picture asked for,
 `cdd` learns to draw and goes on aligning, `noisy_icm` aligns noisy pictures. Tables 1 and 2 judge.

@@ -1,4 +1,4 @@
-"""What finds objects in pictures of dialogues: the oracle of scenes, or GeNeVA's localiser."""
+"""What finds objects in pictures of dialogues: the oracle of scenes, or a localiser."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from jaxtyping import UInt8
 from vljax.data.benchmarks import Benchmark
 from vljax.errors import UserError
 from vljax.metrics.layout import GenevaScore, Layout, geneva_score, layout_of
-from vljax.models.localizer import ObjectLocalizer, localizer_pixels
+from vljax.models.localizer import GridLocalizer, ObjectLocalizer, localizer_pixels
 from vljax.ops.parts import filled_batches
+from vljax.ops.pixels import to_unit
 from vljax.pretrained import assign, read_tensors
 from vljax.systems.cdd_icm.method import Dialogues
 
@@ -52,13 +53,16 @@ class Detector:
         ]
 
 
-def open_detector(benchmark: Benchmark, localizer: str | None, batch_size: int) -> Detector | None:
-    """GeNeVA's localiser where its weights are given, else the data's oracle, or None.
+def open_detector(
+    benchmark: Benchmark, localizer: str | None, batch_size: int, own: GridLocalizer | None
+) -> Detector | None:
+    """GeNeVA's localiser where its weights are given, else the data's oracle, the run's own, None.
 
     Args:
         benchmark: The data.
         localizer: The file of its weights.
         batch_size: Of the pictures that it sees at a time.
+        own: The run's own localiser.
 
     Raises:
         UserError: the weights cannot be read, or are of other classes.
@@ -68,7 +72,7 @@ def open_detector(benchmark: Benchmark, localizer: str | None, batch_size: int) 
         return Detector("GeNeVA's localiser", open_localizer(localizer, batch_size, classes))
     oracle = benchmark.oracle
     if oracle is None:
-        return None
+        return Detector("the run's own localiser", seer(own, batch_size)) if own else None
     found: dict[bytes, Sequence[Any]] = {}
 
     def detect(picture: UInt8[np.ndarray, "h w 3"]) -> Sequence[Any]:
@@ -113,14 +117,28 @@ def open_localizer(
         lambda: ObjectLocalizer(sizes[0], sizes[1] // sizes[0], rngs=nnx.Rngs(0))
     )
     model = jax.tree.map(jnp.asarray, assign(skeleton, tensors, origin=path))
+    return seer(model, batch_size)
+
+
+def seer(
+    model: ObjectLocalizer | GridLocalizer, batch_size: int
+) -> Callable[[UInt8[np.ndarray, "n h w 3"]], list[Layout]]:
+    """A localiser as what sees layouts.
+
+    Args:
+        model: GeNeVA's, or the run's own.
+        batch_size: Of the pictures that it sees at a time.
+    """
+    published = isinstance(model, ObjectLocalizer)
+    prepare, least = (localizer_pixels, 0.5) if published else (to_unit, 0.0)
     run = jax.jit(lambda model, images: model(images))
 
     def see(pictures: UInt8[np.ndarray, "n h w 3"]) -> list[Layout]:
-        layouts = []
+        layouts: list[Layout] = []
         for part in filled_batches(len(pictures), batch_size):
-            found, places = run(model, localizer_pixels(pictures[part]))
+            found, places = run(model, prepare(pictures[part]))
             centres = np.asarray(places, np.float64)[..., [0, -1]]
-            layouts += [Layout(*one) for one in zip(np.asarray(found) > 0.5, centres, strict=True)]
+            layouts += map(Layout, np.asarray(found) > least, centres)
         return layouts[: len(pictures)]
 
     return see

@@ -23,19 +23,20 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from vljax.data.benchmarks import Benchmark, open_benchmark
-from vljax.data.dialogues import SceneDialogues
+from vljax.data.dialogues import SceneDialogues, place_shares
 from vljax.data.pictures.images import contact_sheet
 from vljax.data.scenes import RELATIONS, Scene, SceneObject, follow, relations, render
 from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
-from vljax.metrics.layout import GenevaScore, mean_geneva_score
+from vljax.metrics.layout import GenevaScore, Layout, geneva_score, mean_geneva_score
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
 from vljax.metrics.retrieval import draw_distractors, retrieval_accuracy
+from vljax.models.localizer import GridLocalizer
 from vljax.ops.parts import filled_batches
 from vljax.ops.pixels import to_unit
 from vljax.request import File, check, option
-from vljax.systems.cdd_icm.detection import Detector, Pictures, open_detector
+from vljax.systems.cdd_icm.detection import Detector, Pictures, open_detector, seer
 from vljax.systems.cdd_icm.method import Dialogues, Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import CDDICM, encode_image, has_noisy, read
 from vljax.systems.cdd_icm.paper import PAPER, TABLE_1, TABLE_2
@@ -45,6 +46,7 @@ BY_TURN = "by turn"
 SAID = "stated relations"
 RETRIEVAL = "composed retrieval"
 SETTINGS = "settings"
+LOCALIZER = "the run's own localiser"
 
 # Decibels at which a region that stayed the same is counted: equal pixels have infinitely many.
 _MOST_DB = 60.0
@@ -98,7 +100,7 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
     benchmark = open_benchmark(config.data)
     study = Study(model, config, judging, given)
     # What cannot be is told before anything is drawn.
-    detector = open_detector(benchmark, judging.localizer, judging.batch_size)
+    detector = open_detector(benchmark, judging.localizer, judging.batch_size, model.localizer)
     usual = study.drawing(judging)
     also = {_UNGUIDED.get(asked, asked): varied(judging, asked) for asked in judging.also}
     for asked in also.values():
@@ -140,6 +142,8 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
     for name, pictures in made.items():
         rows += _drift(detector, name, pictures, given, name == "w/o iterative setting")
     rows.append(_retrieval(model, given, judging.batch_size))
+    if model.localizer is not None:
+        rows.append(_localization(model.localizer, given, judging.batch_size))
     return Report((*PAPER, *rows), notes, {"dialogues": _figure(given, drawn)})
 
 
@@ -413,6 +417,23 @@ def _retrieval(model: CDDICM, given: Dialogues, batch_size: int) -> Row:
     shares = retrieval_accuracy(queries, targets, targets, others, ks=(1, 5, 10))
     values = {name.replace("top", "recall@"): 100 * share for name, share in shares.items()}
     return Row(RETRIEVAL, "c finds the target", {**values, "n": count})
+
+
+def _localization(localizer: GridLocalizer, given: Dialogues, batch_size: int) -> Row:
+    """How well the run's own localiser sees what the data say of true pictures, of all turns."""
+    valid = np.arange(given.pictures.shape[1]) < given.lengths[:, None]
+    seen = seer(localizer, batch_size)(given.pictures[valid])
+    scores, far = [], []
+    for one, (example, turn) in zip(seen, np.argwhere(valid), strict=True):
+        told = given.examples[example]
+        present, image = told["turn_class_vectors"][turn], told["turn_images"][turn]
+        places = place_shares(told["turn_coordinates"][turn], image, localizer.coordinates)
+        meant = Layout(present, places[:, [0, -1]])
+        scores.append(geneva_score(one, meant))
+        far += list(np.abs(one.centres - meant.centres).max(-1)[present & one.present])
+    means = {name: 100 * value for name, value in mean_geneva_score(scores).items()}
+    distance = {"distance": float(np.mean(far))} if far else {}
+    return Row(LOCALIZER, "on true pictures", {**means, **distance, "n": len(seen)})
 
 
 def _figure(given: Dialogues, drawn: Pictures) -> UInt8[np.ndarray, "H W 3"]:

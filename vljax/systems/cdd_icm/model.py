@@ -17,6 +17,7 @@ from vljax.models.clip import CLIP
 from vljax.models.clip_towers import ImageTower, image_tower, prepare_images
 from vljax.models.composition import make_composition
 from vljax.models.layers import Linear
+from vljax.models.localizer import GridLocalizer
 from vljax.models.noisy_clip import NoisyCLIP
 from vljax.models.unet import KeyValue, UNet
 from vljax.ops.similarity import clip_scale
@@ -175,6 +176,9 @@ class CDDICM(nnx.Module):
         self.composer = Composer(config, rngs=rngs)
         self.diffusion = Denoiser(config, rngs=rngs)
         self.noisy = NoisyEncoder(config, rngs=rngs) if has_noisy(config) else None
+        self.localizer = (
+            GridLocalizer(**config.localizer, rngs=rngs) if has_localizer(config) else None
+        )
 
 
 def make_model(config: ConfigDict) -> CDDICM:
@@ -185,6 +189,11 @@ def make_model(config: ConfigDict) -> CDDICM:
 def has_noisy(config: ConfigDict) -> bool:
     """Whether the run has ICM guidance."""
     return config.with_icm and config.with_icm_guidance
+
+
+def has_localizer(config: ConfigDict) -> bool:
+    """Whether the run trains a detector of its own; examples of before have no such field."""
+    return config.get("localizer", {}).get("width", 0) > 0
 
 
 def _vision_features(fields: ConfigDict) -> int:

@@ -80,6 +80,9 @@ def get_config() -> ConfigDict:
     # guidance no stage 3.
     config.with_icm = True
     config.with_icm_guidance = True
+    # A detector and localiser of one's own, for data that GeNeVA's were not trained on: channels of
+    # its features (0 for none), the data's classes, and coordinates, 3 of which are with depth.
+    config.localizer = {"width": 0, "classes": 48, "coordinates": 2}
     # CLIP's merges file or a Hugging Face folder; scenes train a small one of their own.
     config.tokenizer = ""
     config.diffusion = {
@@ -111,8 +114,10 @@ def get_config() -> ConfigDict:
             "ema_decay": 0.995,
         },
         "noisy_icm": _get_stage(200, 3e-3, batch_size=64, weight_decay=0.01),
+        "localizer": _get_stage(1_000, 3e-3, batch_size=32, weight_decay=0.01),
     }
-    config.pretrained = {"clip": "", "composer": "", "diffusion": "", "noisy": ""}
+    parts = ("clip", "composer", "diffusion", "noisy", "localizer")
+    config.pretrained = dict.fromkeys(parts, "")
     # Split over `tensor` as in SDG: within a residual block and around attention, one pair of
     # column and row each; everything else as `fsdp`.
     config.sharding = (
@@ -148,8 +153,9 @@ def _get_stage(
     }
 
 
-#: Turns of a training set.
+#: Turns of a training set; classes and coordinates of its objects.
 _TURNS = {"iclevr": 30_000, "codraw": 34_000}
+_OBJECTS = {"iclevr": (24, 2), "codraw": (58, 3)}
 
 
 def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
@@ -167,6 +173,7 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     config.data.update(
         {"name": data_name, "path": data_dir, "image_size": 128, "workers": 8, "scenes": {}}
     )
+    config.localizer.classes, config.localizer.coordinates = _OBJECTS[data_name]
     config.model.features = 512
     clip = {"context_length": 77, "remat": "keep_nothing", "dtype": "bfloat16"}
     config.model.clip = {**PUBLISHED["ViT-B/32"], **clip}

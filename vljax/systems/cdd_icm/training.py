@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
-from vljax.data.dialogues import Turns
+from vljax.data.dialogues import Turns, place_shares
 from vljax.data.pictures.images import contact_sheet, resize_and_crop
 from vljax.data.source import Transform
 from vljax.data.text.tokenizers import Tokenizer
@@ -34,6 +35,7 @@ from vljax.systems.cdd_icm.model import (
     compose,
     encode_image,
     encode_text,
+    has_localizer,
     has_noisy,
     icm_scale,
     make_tokenizer,
@@ -51,7 +53,7 @@ _TOLD_TURNS = 2
 
 
 def stages(config: ConfigDict) -> list[Stage]:
-    """`clip` where it is trained here; `icm`, `cdd` and `noisy_icm` (section 2.6).
+    """`clip` where it is trained here; `icm`, `cdd`, `noisy_icm` (section 2.6); `localizer`.
 
     Raises:
         UserError: the data is not there, or a field cannot be.
@@ -128,6 +130,17 @@ def stages(config: ConfigDict) -> list[Stage]:
                 start=functools.partial(start_noisy, config=config),
             )
         )
+    if has_localizer(config):
+        found.append(
+            Stage(
+                name="localizer",
+                loss=localizer_loss,
+                train=[(r"localizer\.", 1.0)],
+                source=benchmark.dialogues(),
+                transform=shown_transform(config),
+                config=config.stages.localizer,
+            )
+        )
     return found
 
 
@@ -145,6 +158,31 @@ def turn_transform(tokenizer: Tokenizer, length: int, size: int) -> Transform:
             "reference": resize_and_crop(example["reference"], size),
             "target": resize_and_crop(example["target"], size),
             "tokens": tokenizer([example["instruction"]], length, warn=False)[0],
+        }
+
+    return transform
+
+
+def shown_transform(config: ConfigDict) -> Transform:
+    """Of a dialogue the `image` after a random turn, the classes `present`, and their `places`."""
+    coordinates, size = config.localizer.coordinates, config.data.image_size
+
+    def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        turn = int(rng.integers(len(example["turn_images"])))
+        image = example["turn_images"][turn]
+        present, places = (
+            example[f"turn_{name}"][turn] for name in ("class_vectors", "coordinates")
+        )
+        if (len(present), places.shape[1]) < (config.localizer.classes, coordinates):
+            raise UserError(
+                f"localizer.classes={config.localizer.classes}, "
+                f"localizer.coordinates={coordinates}: the data have {len(present)} and "
+                f"{places.shape[1]}"
+            )
+        return {
+            "image": resize_and_crop(image, size),
+            "present": present.astype(np.float32),
+            "places": np.nan_to_num(place_shares(places, image, coordinates)),
         }
 
     return transform
@@ -201,6 +239,22 @@ def noisy_icm_loss(config: ConfigDict) -> Callable:
         return _match(jax.lax.stop_gradient(composed), found, icm_scale(model.noisy))
 
     return loss
+
+
+def localizer_loss(
+    model: CDDICM, batch: dict, key: Key[Array, ""]
+) -> tuple[Array, dict[str, Array]]:
+    """The cross-entropy of each class's presence, and the squared error of the places of present.
+
+    GeNeVA's weighs classes by their frequency and places by 1e-4 of their sum; here both are means.
+    """
+    assert model.localizer is not None
+    logits, places = model.localizer(to_unit(batch["image"]))
+    present = batch["present"]
+    found = optax.sigmoid_binary_cross_entropy(logits, present).mean()
+    squares = ((places - batch["places"]) ** 2).sum(-1)
+    off = (squares * present).sum() / jnp.maximum(present.sum(), 1.0)
+    return found + off, {"presence": found, "distance": jnp.sqrt(off)}
 
 
 def _per_example(config: ConfigDict) -> Loss:

@@ -126,7 +126,7 @@ class Run(NamedTuple):
         config: Its config.
         model: With its weights, a run's or published ones.
         asked: The system's `request` or `judging`, or the door's own, from the command line.
-        out: Where results go.
+        out: Where results go; means nothing to a door that has a place of its own for them.
         workdir: The run, or None for published weights.
     """
 
@@ -142,7 +142,7 @@ def open_run(
     argv: Sequence[str],
     prog: str,
     about: str | None,
-    folder: str,
+    folder: str | None,
     asks: Literal["request", "judging"] | type,
 ) -> Run:
     """Read the command line of a door that uses a model, and load the model.
@@ -151,7 +151,8 @@ def open_run(
         argv: The arguments, without the program's name.
         prog: The door's module.
         about: The door's description.
-        folder: Where in the workdir results go, when `--out` is not given.
+        folder: Where in the workdir results go, when `--out` is not given; None for a door that
+            has a place of its own for them, and no such flag.
         asks: Which of the system's dataclasses the flags make, or one of the door's own.
 
     Raises:
@@ -163,7 +164,10 @@ def open_run(
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--workdir", type=Path, help="the run whose model to use")
     common.add_argument("--example", help="instead: a trained example of this name", metavar="NAME")
-    common.add_argument("--out", type=Path, help=f"where results go (default: WORKDIR/{folder})")
+    if folder:
+        common.add_argument(
+            "--out", type=Path, help=f"where results go (default: WORKDIR/{folder})"
+        )
     parser = argparse.ArgumentParser(
         prog,
         usage=f"python -m {prog} (--workdir DIR | --example NAME | --config FILE.py[:DATA]) …",
@@ -187,10 +191,12 @@ def open_run(
     add_flags(parser, wanted)
     args = parser.parse_args(rest)
     asked = from_flags(wanted, args)
-    if args.out is None and args.workdir is None:
-        raise UserError("--out is missing: give a folder for the results")
-    out = args.out or workdir / folder
-    _check_writable(out)
+    out = Path()
+    if folder:
+        if args.out is None and args.workdir is None:
+            raise UserError("--out is missing: give a folder for the results")
+        out = args.out or workdir / folder
+        _check_writable(out)
 
     model = open_model(argv, system, config, workdir)
     return Run(system, config, model, asked, out, workdir)
@@ -322,6 +328,12 @@ def start_jax(config: ConfigDict, distributed: bool) -> None:
                 f"VLJAX_NUM_PROCESSES={told[0]} VLJAX_PROCESS_ID={told[1]}: beside "
                 f"VLJAX_COORDINATOR={coordinator} give how many processes there are, and which of "
                 "them this is, from 0"
+            )
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(
+                f"VLJAX_COORDINATOR={coordinator}: give the first process's host:port, such as "
+                "10.0.0.1:1234"
             )
         jax.distributed.initialize(coordinator, int(told[0]), int(told[1]))
     elif distributed:

@@ -35,6 +35,8 @@ File = typing.NewType("File", str)
 R = TypeVar("R")
 # JAX's keys and NumPy's generators take it, and as many more as there are pictures.
 _LARGEST_SEED = 2**31 - 1
+# Of counts without a limit of their own: 32 bits hold it and what is added to it.
+_MOST = 2**30
 
 
 def option(
@@ -162,6 +164,10 @@ def from_flags(request: type[R], flags: argparse.Namespace) -> R:
         value = getattr(flags, one.name)
         if one.many:
             value = one.default if value is None else tuple(value)
+        if one.type in (Picture, File):
+            # After `=` a shell leaves `~` as it is.
+            home = os.path.expanduser
+            value = tuple(map(home, value)) if one.many else value and home(value)
         values[one.name] = value
     made = request(**values)
     check(made)
@@ -232,15 +238,17 @@ def check(request: Any) -> None:
                 continue
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"--{one.name}={value}: give a finite number")
-            low = -math.inf if one.low is None else one.low
-            high = math.inf if one.high is None else one.high
+            least, most = (-_MOST, _MOST) if one.type is int else (-math.inf, math.inf)
+            low = least if one.low is None else one.low
+            high = most if one.high is None else one.high
             if not low <= value <= high:
                 raise UserError(f"--{one.name}={value}: give {_range(one)}")
 
 
 def _range(one: Option) -> str:
     if one.high is None:
-        return f"{_shown(one.low)} or more"
+        most = f" (at most {_MOST})" if one.type is int else ""
+        return f"{_shown(one.low)} or more{most}"
     if one.low is None:
         return f"{_shown(one.high)} or less"
     return f"a number from {_shown(one.low)} to {_shown(one.high)}"

@@ -141,6 +141,12 @@ def test_what_is_no_run_of_several_processes_is_refused(capsys, monkeypatch):
         code, error = knock(capsys, monkeypatch, train, *argv)
         assert code == 2
         assert f"VLJAX_NUM_PROCESSES={count} VLJAX_PROCESS_ID={index}: beside VLJAX_C" in error
+    monkeypatch.setenv("VLJAX_PROCESS_ID", "1")
+    for address in ("host", ":1", "host:port"):
+        monkeypatch.setenv("VLJAX_COORDINATOR", address)
+        code, error = knock(capsys, monkeypatch, train, *argv)
+        assert code == 2
+        assert f"VLJAX_COORDINATOR={address}: give the first process's host:port" in error
 
 
 def test_an_empty_folder_and_a_folder_of_other_files(capsys, monkeypatch, tmp_path):

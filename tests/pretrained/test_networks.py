@@ -384,6 +384,15 @@ def test_what_has_no_layout_is_refused(tmp_path):
     vljax.save(made(TextTransformer), tmp_path)
     with pytest.raises(UserError, match="cannot be built with depth=3"):
         vljax.load(tmp_path, depth=3)
+    for wrong in (
+        {"model_type": "clip", "text_config": 5, "vision_config": 5},
+        {"_class_name": "AutoencoderKL", "block_out_channels": []},
+        {"_class_name": "PriorTransformer", "num_layers": "2"},
+        {"model_type": "clip_text_model", "num_attention_heads": 0},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"cannot be built \(.*its config.json"):
+            vljax.load(tmp_path)
 
 
 def test_arguments_are_structure_and_compile_nothing(compilations):

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 from vljax.config import get_base_config
+from vljax.errors import UserError
 from vljax.training.workdir import Workdir
 
 
@@ -23,3 +26,9 @@ def test_what_looks_like_markup_is_said_as_it_is(tmp_path, capsys):
     workdir.say("everything goes to runs/[red]/a[/b]")
     workdir.close()
     assert capsys.readouterr().out == "everything goes to runs/[red]/a[/b]\n"
+
+
+def test_where_nothing_can_be_written_is_told(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"--workdir=.*: cannot be made or written to \("):
+        Workdir(tmp_path, get_base_config("sdg"))

@@ -50,11 +50,16 @@ def main(argv: Sequence[str]) -> int:
     """
     if argv and argv[0] == "make":
         return _make(argv[1:])
-    run = open_run(argv, "vljax.examples", __doc__, folder="example", asks=Packing)
+    run = open_run(argv, "vljax.examples", __doc__, folder=None, asks=Packing)
     asked: Packing = run.asked
     name = asked.name or run.system.name
     folder = EXAMPLES / name
-    judged = Path(asked.results or (run.workdir or run.out) / "evaluation" / "results.md")
+    if asked.results:
+        judged = Path(asked.results)
+    elif run.workdir:
+        judged = run.workdir / "evaluation" / "results.md"
+    else:
+        raise UserError("--results is missing: give results.md of vljax.evaluate, or --workdir")
     if not judged.is_file():
         raise UserError(f"{judged}: no such file; judge the run first, with vljax.evaluate")
     parts = sorted(n for n, part in vars(run.model).items() if isinstance(part, nnx.Module))

@@ -6,6 +6,7 @@ Only this machine can open the page, unless `--host` says otherwise; then its ad
 """
 
 import argparse
+import contextlib
 import secrets
 import socket
 from collections.abc import Sequence
@@ -78,7 +79,9 @@ def main(argv: Sequence[str]) -> int:
         server_header=False,
         timeout_graceful_shutdown=2,
     )
-    uvicorn.Server(settings).run(sockets=[listening])
+    # Ctrl-C is how a page ends; the server has closed by the time it hands it on.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=[listening])
     return 0
 
 

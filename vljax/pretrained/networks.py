@@ -76,11 +76,15 @@ def load(
 
     try:
         skeleton = jax.eval_shape(make)
-    except TypeError as error:
-        if not changes:
-            raise
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged config.json, or a change, makes go wrong
         given = ", ".join(f"{name}={value!r}" for name, value in changes.items())
-        raise UserError(f"{source} cannot be built with {given} ({error})") from error
+        told = f"cannot be built{' with ' * bool(given)}{given}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"{source} {told} ({reason}): its config.json or what was given is wrong"
+        ) from error
     model = checkpoint.load(skeleton, folder)
     dtype = jnp.dtype(param_dtype)
     return jax.tree.map(lambda value: jnp.asarray(value.astype(dtype)), model)

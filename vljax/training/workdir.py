@@ -68,10 +68,14 @@ class Workdir:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            files.write(self.path / "config.json", to_json(config))
+            self._metrics = (self.path / "metrics.jsonl").open("a")
         except OSError as error:
-            raise UserError(f"--workdir={path}: cannot be made ({error}); give another") from error
-        files.write(self.path / "config.json", to_json(config))
-        self._metrics = (self.path / "metrics.jsonl").open("a")
+            if files.lacks_room(error):
+                raise
+            raise UserError(
+                f"--workdir={path}: cannot be made or written to ({error}); give another"
+            ) from error
 
     def _check_config(self, config: ConfigDict) -> None:
         if not (file := self.path / "config.json").is_file():

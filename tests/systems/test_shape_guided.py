@@ -26,11 +26,12 @@ from vljax.errors import UserError
 from vljax.models.clip import CLIP, PUBLISHED
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.ops.inside_outside import resize_nearest
+from vljax.pretrained.concepts import Concept, write_concept
 from vljax.request import check
 from vljax.systems.shape_guided import SYSTEM
 from vljax.systems.shape_guided.batch import Wish, make_batch, one_sided
 from vljax.systems.shape_guided.evaluation import Judging, judge, open_edits
-from vljax.systems.shape_guided.methods import METHODS, Settings
+from vljax.systems.shape_guided.methods import METHODS, Edited, Method, Settings
 from vljax.systems.shape_guided.model import make_model, make_tokenizer
 from vljax.systems.shape_guided.training import inpaint_start, stages
 from vljax.systems.shape_guided.use import Request, find_clip
@@ -184,6 +185,30 @@ def test_edits_compile_once(editing, opened, tmp_path, compilations):
     assert drawn["attention.png"].value.shape[0] > 4 * 96
 
 
+def test_attention_maps_are_of_the_model_that_knows_the_concept(opened, tmp_path, monkeypatch):
+    """Which edited; the model itself reads another row, or none, for the word's token."""
+    rows, width = opened[1].sd.text_encoder.token_embedding.weight.shape
+    write_concept(tmp_path / "toy.safetensors", Concept("<toy>", np.ones((1, width), np.float32)))
+    used = {}
+
+    def edit(method, model, config, batch, *_, **__):
+        used["edit"], used["tokens"] = model, np.asarray(batch.edit)
+        return Edited(np.asarray(batch.image), np.zeros((3, 1, 16, 16, 4), np.float32))
+
+    def attention_maps(method, model, *_):
+        used["maps"] = model
+        return np.zeros((1, 77, 16, 16), np.float32)
+
+    monkeypatch.setattr(Method, "edit", edit)
+    monkeypatch.setattr(Method, "attention_maps", attention_maps)
+    files = {"image": np.zeros((32, 32, 3), np.uint8), "mask": np.full((32, 32), 255, np.uint8)}
+    asked = {"edit_prompt": "a <toy>", "concept": (str(tmp_path / "toy.safetensors"),)}
+    assert "attention.png" in edited(opened, **files, **asked, attention_maps=True)
+    assert rows in used["tokens"]
+    assert len(used["maps"].sd.text_encoder.token_embedding.weight) == rows + 1
+    assert used["maps"] is used["edit"]
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -212,6 +237,7 @@ def test_edits_compile_once(editing, opened, tmp_path, compilations):
             "one side only: change one of them, or use --method shape_guided",
         ),
         ({"attention_maps": True, "edit_prompt": "", "source_background": ""}, "give some"),
+        ({"segmenter": "clipseg"}, "--segmenter=clipseg: --mask tells what it would find"),
         ({"mask": None, "invert_mask": True}, "turns a mask around: give one with --mask"),
         ({"method": "prompt_to_prompt", "reweight": ("red",)}, "--reweight red: give a word and"),
         ({"method": "prompt_to_prompt", "reweight": ("cat=2",)}, "'cat' is no word of"),

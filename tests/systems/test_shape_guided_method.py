@@ -265,7 +265,7 @@ def test_other_prompts_masks_pictures_and_scales_compile_nothing(sd, inverted, c
 def test_the_ways_of_the_published_code_are_named_options(sd, published):
     """Its levels, its scaling of tokens, a fading mask on self-attention, and mixed noise."""
     picture, shape = picture_and_shape(2)
-    factors = published_scale(SOURCE, EDIT)
+    factors = published_scale(SOURCE, EDIT, END)
     np.testing.assert_array_equal(factors[1:], new_tokens()[1:])
     asked = batch(
         picture,
@@ -284,14 +284,21 @@ def test_the_ways_of_the_published_code_are_named_options(sd, published):
 
 def test_published_scale_on_known_prompts():
     """Numbers follow from the rule: shared tokens 1, new ones and what follows the end 2.5."""
-    factors = published_scale(SOURCE, EDIT)
+    factors = published_scale(SOURCE, EDIT, END)
     # Inside: 5 and 9 stay; 31, 32 are new, and so is all after them.
     assert factors[1:3].tolist() == [1.0, 1.0]
     assert set(factors[3:39].tolist()) == {2.5}
     # Outside: nothing changed; the last place counts as new.
     assert set(factors[39:76].tolist()) == {1.0}
     assert factors[76] == 2.5
-    assert set(published_scale(SOURCE, (row(1, 2), row(3)))[1:].tolist()) == {2.5}
+    assert set(published_scale(SOURCE, (row(1, 2), row(3)), END)[1:].tolist()) == {2.5}
+
+
+def test_published_scale_knows_learnt_words_from_the_end():
+    """Their indices are larger than the end token's; what follows them may still be shared."""
+    source, edit = (row(5, 9, 7), row(70)), (row(5, END + 1, 9, 7), row(70))
+    factors = published_scale(source, edit, END)
+    assert factors[1:5].tolist() == [1.0, 2.5, 1.0, 1.0]
 
 
 def test_slerp_keeps_the_length_of_noise():

@@ -194,7 +194,10 @@ def make_batch(
     source, edit = (
         np.stack([texts[name], texts[f"{name}_outside"]], axis=1) for name in ("source", "edit")
     )
-    scales = [published_scale(*pair, token_scale) for pair in zip(source, edit, strict=True)]
+    scales = [
+        published_scale(*pair, tokenizer.end, token_scale)
+        for pair in zip(source, edit, strict=True)
+    ]
     maps = [token_map(tokenizer, wish.source, wish.edit, length, reweight) for wish in wishes]
     kept = np.stack([_stays(one, side) for _, one, side in asked])
     return Batch(
@@ -238,7 +241,10 @@ def tokenize_side(
 
 
 def published_scale(
-    source: Int[np.ndarray, "2 n"], edit: Int[np.ndarray, "2 n"], scale: float = PUBLISHED_SCALE
+    source: Int[np.ndarray, "2 n"],
+    edit: Int[np.ndarray, "2 n"],
+    end_token: int,
+    scale: float = PUBLISHED_SCALE,
 ) -> Float[np.ndarray, " n"]:
     """The published code's factors on the attention to each token during generation.
 
@@ -248,8 +254,9 @@ def published_scale(
 
     Args:
         source: Tokens of the two source prompts, for inside and outside, each with its start, its
-            end (the greatest index) and what pads it.
+            end and what pads it.
         edit: Tokens of the two edit prompts.
+        end_token: What ends a text; learnt words have larger indices.
         scale: The factor on new tokens.
     """
     tokens = len(edit[0])
@@ -257,7 +264,7 @@ def published_scale(
     factors = np.full(tokens, scale, np.float32)
     for before, after, count, offset in zip(source, edit, split, (0, split[0]), strict=True):
         old, new = list(map(int, before)), list(map(int, after))
-        end = new.index(max(new))
+        end = new.index(end_token)
         for kind, _, _, first, last in difflib.SequenceMatcher(None, old, new).get_opcodes():
             if kind == "equal" and first < end:
                 shared = np.arange(max(first, 1), min(last, count))

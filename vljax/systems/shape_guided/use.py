@@ -107,6 +107,11 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
     method.check(request)
     if request.invert_mask and not is_given(request.mask):
         raise UserError("--invert_mask turns a mask around: give one with --mask=FILE")
+    if request.segmenter and is_given(request.mask):
+        raise UserError(
+            f"--segmenter={request.segmenter}: --mask tells what it would find; leave one of them "
+            "out"
+        )
 
     # What is to change, and where.
     source, around = request.source_prompt, request.source_background
@@ -184,7 +189,7 @@ def generate(model: ShapeGuided, config: ConfigDict, request: Request) -> Iterat
     sheet = contact_sheet([("before, shape, after", np.stack([image, mask, pictures[0]]))])
     yield Result("sheet.png", sheet, "before, shape, after", told)
     if request.attention_maps and latents is not None:
-        maps = method.attention_maps(model, config, batch, settings, latents)[0]
+        maps = method.attention_maps(knowing, config, batch, settings, latents)[0]
         rows = [(word, maps[place]) for place, word in words.items()]
         yield Result("attention.png", _paint(rows, size), "where tokens attend", told)
 

@@ -134,6 +134,16 @@ def is_given(picture: Picture | None) -> typing.TypeGuard[Picture]:
     return isinstance(picture, np.ndarray) or bool(picture)
 
 
+def changed(request: Any) -> dict[str, Any]:
+    """The fields that say something else than their default, in their order, with what they say."""
+    found = {}
+    for field in dataclasses.fields(request):
+        value = getattr(request, field.name)
+        if isinstance(value, np.ndarray) or value != field.default:
+            found[field.name] = value
+    return found
+
+
 def add_flags(parser: argparse.ArgumentParser, request: type) -> None:
     """A flag for each field of a request, with its name."""
     for one in options(request):

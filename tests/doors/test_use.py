@@ -51,6 +51,7 @@ def test_generate_leaves_pictures_and_compiles_once(model_flags, tmp_path, sampl
         assert grid.width > 3 * 32
         assert grid.text["sampler"] == sampler
         assert grid.text["seed"] == "0"
+        assert ("eta" in grid.text) == (sampler == "ddim")
     assert len({p.tobytes() for p in first.values()}) == 6
 
     other = run("other", "--num_images", "4", "--seed", "5")

@@ -16,7 +16,7 @@ import pytest
 from vljax import config as configs
 from vljax.errors import UserError
 from vljax.models.parameters import named_parameters
-from vljax.request import add_flags, check, from_flags, options
+from vljax.request import add_flags, changed, check, from_flags, options
 from vljax.systems import load_system, names
 
 ROOT = Path(__file__).parents[2]
@@ -91,10 +91,12 @@ def test_flags_are_made_from_the_dataclass(name, asks):
     add_flags(parser, wanted)
     made = from_flags(wanted, parser.parse_args([]))
     assert made == wanted()
+    assert not changed(made)
     check(made)
     for one in options(wanted):
         assert one.help, one.name
         if one.name == "seed":
+            assert changed(wanted(seed=7)) == {"seed": 7}
             for none in (-1, 2**31, 10**400):
                 with pytest.raises(UserError, match=f"--seed={none}: give a number from 0 to 2147"):
                     check(wanted(seed=none))

@@ -298,6 +298,11 @@ def asked(*flags):
         (("--image", "missing.png"), r"missing.png cannot be read \(No such file"),
         (("--image", __file__), "give a PNG, JPEG or WebP file"),
         (("--num_images", "0"), "--num_images=0: give 1 or more"),
+        (("--ilvr_factor", "4"), "--ilvr_factor=4: no low .*; give --ilvr_image as well"),
+        (("--encoder", "clip"), "--encoder=clip: nothing guides; give --prompt or"),
+        (("--scale_schedule", "linear"), "--scale_schedule=linear: nothing guides; give --prompt"),
+        (("--max_ratio", "0.5", "--ilvr_image", "PHOTO"), "--max_ratio=0.5: nothing guides; give"),
+        (("--sampler", "ddpm", "--eta", "0.5"), "--eta=0.5: DDIM alone .* the sampler is ddpm; "),
         (("--ilvr_image", "PHOTO", "--ilvr_factor", "5"), "ilvr_factor=5: choose a number"),
     ],
 )
@@ -373,6 +378,7 @@ def test_evaluate_writes_the_papers_tables(argv, judges, tmp_path, monkeypatch):
     assert len(ours) == 7
     assert len({row["diversity"] for row in ours}) >= 6  # each of its own pictures
     assert judged_by["FID"] == "Inception-v3"
+    assert "guided by the very CLIP that judges them" in judged_by["its own guidance"]
     assert judged_by["diversity"] == "LPIPS (vgg)"
     table = (tmp_path / "results.md").read_text()
     assert "| SDG, text (100) | here | scenes |" in table

@@ -323,6 +323,28 @@ def test_a_request_that_cannot_be():
         next(voi.SYSTEM.generate(small_model(), small(), voi.Request(distill=True)))
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"temperature": 0.5}, "--temperature does nothing without --sample: give both"),
+        ({"top_k": 5}, "--top_k does nothing without --sample"),
+        ({"top_p": 0.9}, "--top_p does nothing without --sample"),
+        ({"sample": True, "beams": 4}, "--beams does nothing with --sample: leave one of them out"),
+        ({"sample": True, "length_penalty": 1.0}, "--length_penalty does nothing with --sample"),
+        ({"sample": True, "temperature": 0.0, "top_k": 5}, "--top_k=5 limits what is drawn"),
+        ({"target": "a star", "sample": True}, "--sample does nothing with --target"),
+        ({"target": "a star", "length_penalty": 1.0}, "--length_penalty does nothing with --targe"),
+        ({"distill": True, "text": ("a",)}, "--text does nothing with --distill"),
+        ({"distill": True, "target": "a star"}, "--target does nothing with --distill"),
+        ({"distill": True, "sample": True}, "--sample does nothing with --distill"),
+        ({"distill": True, "num_examples": 3}, "--num_examples does nothing with --distill"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(fields, told):
+    with pytest.raises(UserError, match=f"^{told}"):
+        next(voi.SYSTEM.generate(None, small(), voi.Request(**fields)))
+
+
 # Doors ---------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -31,6 +31,15 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         """Example `index`, `0 <= index < len(self)`."""
         ...
+
+
+def stacked(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One batch of examples whose arrays have the same names and shapes: each name's are stacked.
+
+    Args:
+        examples: One or more.
+    """
+    return {name: np.stack([one[name] for one in examples]) for name in examples[0]}
 
 
 class CorruptExampleError(UserError):

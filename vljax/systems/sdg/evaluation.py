@@ -257,6 +257,15 @@ class Study:
         return Made(method, joined.reshape(-1, each, *joined.shape[1:]))
 
 
+# Whose rows the judge knows too well; there is no other CLIP at hand that could judge them.
+_OWN_GUIDANCE = (
+    "the rows 'clean CLIP on …' are guided by the very CLIP that judges them, and all others by "
+    "text towards its embeddings of the texts: how well a row fits by this CLIP (retrieval, CLIP "
+    "score, R-precision, and what is a stand-in) tells how well its guide was followed, not how "
+    "well anybody else finds it to fit"
+)
+
+
 def _judge_guided(model: SDG, config: ConfigDict, judging: Judging) -> Report:
     """Tables 4.1 to 4.3 and figures 4.3 to 4.8."""
     asked, guides = config.evaluation, read_guides(config)
@@ -289,7 +298,7 @@ def _judge_guided(model: SDG, config: ConfigDict, judging: Judging) -> Report:
             *rows(TEXT, texts + other_texts, jax.jit(CLIP.encode_text)(model.clip, tokens)),
             *rows(IMAGE, images + ilvr, judged_by.embed(pictures)),
         ),
-        {"judged by": judged_by.notes},
+        {"judged by": {**judged_by.notes, "its own guidance": _OWN_GUIDANCE}},
         {
             **_figures_of_tables(config, guides, texts, images, ilvr),
             **_figures_of_mixtures(config, guides, tokens, study),

@@ -12,7 +12,7 @@ from vljax.data.pictures.images import contact_sheet, image_grid, read_image, re
 from vljax.diffusion.guidance import SCALE_SCHEDULES
 from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
-from vljax.request import Picture, option
+from vljax.request import Picture, changed, option
 from vljax.systems import Result
 from vljax.systems.sdg.method import ASPECTS, ENCODERS, Drawing, Ilvr, Targets
 from vljax.systems.sdg.model import SDG, is_guided, make_tokenizer
@@ -82,6 +82,7 @@ def generate(model: SDG, config: ConfigDict, request: Request) -> Iterator[Resul
         scale_schedule=request.scale_schedule,
         max_ratio=request.max_ratio,
     )
+    _check_heeded(request, drawing, targets)
     settings = _settings(request, drawing, targets, references)
     label = _label(request, targets)
     drawn = drawing.batches(
@@ -146,6 +147,27 @@ def read_targets(
     return targets
 
 
+def _check_heeded(request: Request, drawing: Drawing, targets: Targets) -> None:
+    """Refuse what says how to do that which is not done."""
+    given = changed(request)
+    for name in ("encoder", "scale_schedule", "max_ratio"):
+        if name in given and not targets:
+            raise UserError(
+                f"--{name}={given[name]}: nothing guides; give --prompt or a picture that does as "
+                "well, or leave it out"
+            )
+    if "ilvr_factor" in given and request.ilvr_image is None:
+        raise UserError(
+            f"--ilvr_factor={request.ilvr_factor}: no low frequencies are taken over; give "
+            "--ilvr_image as well"
+        )
+    if "eta" in given and drawing.sampler != "ddim":
+        raise UserError(
+            f"--eta={request.eta:g}: DDIM alone heeds it, and the sampler is {drawing.sampler}; "
+            "give --sampler=ddim as well, or leave it out"
+        )
+
+
 def _settings(
     request: Request,
     drawing: Drawing,
@@ -153,8 +175,9 @@ def _settings(
     references: dict[str, UInt8[np.ndarray, "1 s s 3"]],
 ) -> dict[str, str]:
     """What the pictures are made with, as far as it counts."""
-    told = {"sampler": drawing.sampler, "steps": drawing.steps}
-    told |= {"eta": str(request.eta), "seed": str(request.seed)}
+    told = {"sampler": drawing.sampler, "steps": drawing.steps, "seed": str(request.seed)}
+    if drawing.sampler == "ddim":
+        told["eta"] = str(request.eta)
     if targets:
         told |= {"scale_schedule": request.scale_schedule, "max_ratio": str(drawing.max_ratio)}
         told["encoder"] = request.encoder

@@ -1,7 +1,7 @@
 """The methods as objects: what each is called, heeds and needs, and the one way to run any."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from vljax.diffusion.progress import progress_bar
 from vljax.errors import UserError
 from vljax.models.clip import CLIP
 from vljax.ops.inside_outside import StrengthSchedule
+from vljax.request import changed
 from vljax.systems.shape_guided.baselines import (
     SDEDIT_STRENGTH,
     edit_by_blended_diffusion,
@@ -95,12 +96,12 @@ class Method:
         Raises:
             UserError: a field of the request says something that does nothing here.
         """
-        for field in fields(request):
-            heeding = [one.name for one in METHODS.values() if field.name in one.heeds]
-            if not heeding or self.name in heeding or getattr(request, field.name) == field.default:
+        for field in changed(request):
+            heeding = [one.name for one in METHODS.values() if field in one.heeds]
+            if not heeding or self.name in heeding:
                 continue
             raise UserError(
-                f"--{field.name} does nothing with --method {self.name}: leave it out, or choose "
+                f"--{field} does nothing with --method {self.name}: leave it out, or choose "
                 f"{' or '.join(heeding)}"
             )
 

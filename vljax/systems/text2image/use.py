@@ -19,7 +19,7 @@ from vljax.ops.parts import equal_parts
 from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import cosine
 from vljax.pretrained.concepts import Concept, read_concepts
-from vljax.request import File, Picture, is_given, option
+from vljax.request import File, Picture, changed, is_given, option
 from vljax.systems import Result
 from vljax.systems.text2image.families import FAMILIES, Wish
 from vljax.systems.text2image.families.personal import with_noun
@@ -109,12 +109,11 @@ def read(model: Text2Image, config: ConfigDict, request: Request) -> Wish:
             f"{give if config.model.clip else ''}leave it out"
         )
     heeded = FAMILIES[config.family].heeds
-    for field in fields(Request)[4:]:
-        given = getattr(request, field.name)
-        asked = isinstance(given, np.ndarray) or given != field.default
-        if asked and field.name not in heeded:
+    of_all = [field.name for field in fields(Request)[:4]]
+    for name in changed(request):
+        if name not in of_all and name not in heeded:
             raise UserError(
-                f"--{field.name}: pictures of the family {config.family!r} have none; leave it "
+                f"--{name}: pictures of the family {config.family!r} have none; leave it "
                 f"out, or choose among {', '.join(sorted(heeded)) or 'none'}"
             )
     image, mask = _picture_and_mask(model, config, request)

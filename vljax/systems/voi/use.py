@@ -9,11 +9,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vljax.data.source import stacked
 from vljax.data.text import Text, pad_text
+from vljax.diffusion.noise import example_keys
 from vljax.errors import UserError
+from vljax.models.decoding import check_choice
 from vljax.models.insertion_search import Written, sample, search_order
 from vljax.ops.parts import filled_batches
-from vljax.request import option
+from vljax.request import changed, option
 from vljax.systems import Result
 from vljax.systems.voi.model import VOI, texts
 from vljax.systems.voi.writing import Line, lines, order_picture, search, write_all
@@ -46,8 +49,10 @@ def generate(model: VOI, config: ConfigDict, request: Request) -> Iterator[Resul
     """What is written, and in which order: `written.json` and `orders.png`.
 
     Raises:
-        UserError: a source or target is too long, or the model writes of pictures.
+        UserError: a source or target is too long, a field does nothing, or the model writes of
+            pictures.
     """
+    _check(request)
     if request.distill:
         yield from distill(model, config, request)
         return
@@ -56,7 +61,7 @@ def generate(model: VOI, config: ConfigDict, request: Request) -> Iterator[Resul
     padded = [transform(example, np.random.default_rng(0)) for example in examples]
     told: list[Line] = []
     for places in filled_batches(len(padded), request.batch_size):
-        batch = {name: np.stack([padded[i][name] for i in places]) for name in padded[0]}
+        batch = stacked([padded[i] for i in places])
         written = _write(model, config, request, batch, int(places[0]))
         told += lines(written, texts(config).vocabulary)
     told = told[: len(padded)]
@@ -68,6 +73,28 @@ def generate(model: VOI, config: ConfigDict, request: Request) -> Iterator[Resul
     written_json = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
     yield Result("written.json", written_json, "\n".join(label))
     yield Result("orders.png", order_picture(told), "words, and the steps that wrote them")
+
+
+# What each way of writing heeds beside `batch_size` and `seed`; without a name it is a search.
+_SOURCES = {"text", "num_examples"}
+_HEEDED = {
+    "distill": {"beams", "length_penalty"},
+    "target": {"beams", *_SOURCES},
+    "sample": {"temperature", "top_k", "top_p", *_SOURCES},
+    "": {"beams", "length_penalty", *_SOURCES},
+}
+
+
+def _check(request: Request) -> None:
+    """Refuse what does nothing where one writes as is asked."""
+    given = changed(request)
+    way = next((one for one in ("distill", "target", "sample") if one in given), "")
+    for name in given:
+        if name not in {way, "batch_size", "seed", *_HEEDED[way]}:
+            why = f"with --{way}: leave one of them out" if way else "without --sample: give both"
+            raise UserError(f"--{name} does nothing {why}")
+    if request.sample:
+        check_choice(1, request.temperature, top_p=request.top_p, top_k=request.top_k)
 
 
 def _asked(config: ConfigDict, request: Request) -> tuple[list[str], list[dict[str, Any]]]:
@@ -101,9 +128,7 @@ def _write(
     if not request.sample:
         penalty = np.float32(request.length_penalty)
         return search(model.decoder, batch, room, request.beams, length_penalty=penalty)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(request.seed), i))(
-        np.arange(first, first + request.batch_size)
-    )
+    keys = example_keys(jax.random.key(request.seed), request.batch_size, first)
     return _sample(
         model.decoder,
         batch,

@@ -1,8 +1,9 @@
 """Numbers in parts of one size."""
 
+import numpy as np
 import pytest
 
-from vljax.ops.parts import equal_parts, filled_batches
+from vljax.ops.parts import equal_parts, filled_batches, in_batches
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,18 @@ def test_all_numbers_in_as_few_parts_of_one_size(count, most, parts):
 )
 def test_the_last_batch_is_filled_up(count, batches):
     assert [batch.tolist() for batch in filled_batches(count, 3)] == batches
+
+
+def test_what_is_made_in_batches_is_joined():
+    sizes = []
+
+    def make(places):
+        sizes.append(len(places))
+        return {"double": 2 * places, "none": None}
+
+    for count, size, seen in ((5, 2, [2, 2, 2]), (3, 8, [3])):
+        made = in_batches(make, count, size)
+        np.testing.assert_array_equal(made["double"], 2 * np.arange(count))
+        assert made["none"] is None
+        assert sizes == seen
+        sizes.clear()

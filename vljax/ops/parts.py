@@ -1,7 +1,13 @@
 """Many things in parts of one size, so that one program makes them in bounded memory."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, PyTree
+
+T = TypeVar("T", bound=PyTree)
 
 
 def filled_batches(count: int, size: int) -> list[Int32[np.ndarray, " size"]]:
@@ -25,3 +31,18 @@ def equal_parts(count: int, most: int) -> list[Int32[np.ndarray, " n"]]:
         most: No part has more numbers; at least 1.
     """
     return filled_batches(count, -(-count // -(-count // most)))
+
+
+def in_batches(make: Callable[[Int32[np.ndarray, " size"]], T], count: int, size: int) -> T:
+    """What is made of the numbers 0 to `count` − 1, a batch at a time; on the host.
+
+    Args:
+        make: Makes a tree of arrays of the numbers of a batch, whose rows come first.
+        count: At least 1.
+        size: Of a batch, at least 1; of `count` where that is less.
+
+    Returns:
+        The tree, with `count` rows.
+    """
+    parts = [make(places) for places in filled_batches(count, min(size, count))]
+    return jax.tree.map(lambda *some: np.concatenate(some)[:count], *parts)

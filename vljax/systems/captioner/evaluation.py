@@ -18,6 +18,7 @@ from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.scenes import Scene
 from vljax.data.scenes.truth import is_true, named_pairs
 from vljax.data.scenes.world import masks
+from vljax.data.source import stacked
 from vljax.data.text.captions import caption_words
 from vljax.data.text.vocabulary import Vocabulary
 from vljax.metrics import pointing
@@ -221,8 +222,7 @@ def _nearest(model: Captioners, config: ConfigDict, judged: Judged, judging: Jud
         found = []
         for places in filled_batches(count, judging.batch_size):
             # A batch at a time: features are megabytes each.
-            some = [read(int(i)) for i in places]
-            batch = {name: np.stack([one[name] for one in some]) for name in some[0]}
+            batch = stacked([read(int(i)) for i in places])
             found.append(np.asarray(_vectors(model, batch), np.float32))
         return np.concatenate(found)[:count]
 

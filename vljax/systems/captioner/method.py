@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,12 +20,13 @@ from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.captioned import CaptionedPhotographs
 from vljax.data.pictures.images import contact_sheet, image_grid, stretched
 from vljax.data.pictures.maps import over_picture
-from vljax.data.source import Source
+from vljax.data.source import Source, stacked
 from vljax.data.text.vocabulary import Vocabulary
+from vljax.diffusion.noise import example_keys
 from vljax.errors import UserError
 from vljax.marks import END, PAD, START, UNKNOWN
 from vljax.models import decoding
-from vljax.ops.parts import filled_batches
+from vljax.ops.parts import in_batches
 from vljax.pretrained.features import keep_features
 from vljax.systems.captioner.model import Captioners, features_of, part_of
 from vljax.systems.captioner.words import open_words
@@ -169,10 +170,8 @@ def write_batch(
         first: The index of the first example: a caption depends on the seed and its own.
         **how: Of `write`.
     """
-    batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
-    places = np.arange(first, first + len(arrays))
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(places)
-    found = write(model, batch, keys, length=config.data.max_words + 1, **how)
+    keys = example_keys(jax.random.key(seed), len(arrays), first)
+    found = write(model, stacked(arrays), keys, length=config.data.max_words + 1, **how)
     return jax.tree.map(np.asarray, found)
 
 
@@ -186,11 +185,12 @@ def write_all(
     **how: Any,
 ) -> Written:
     """`write_batch` of any number of examples, in batches of one size."""
-    parts = []
-    for places in filled_batches(len(arrays), min(batch_size, len(arrays))):
-        some = [arrays[i] for i in places]
-        parts.append(write_batch(model, config, some, seed=seed, first=places[0], **how))
-    return jax.tree.map(lambda *some: np.concatenate(some)[: len(arrays)], *parts)
+
+    def some(places: Int[np.ndarray, " b"]) -> Written:
+        here, first = [arrays[i] for i in places], int(places[0])
+        return write_batch(model, config, here, seed=seed, first=first, **how)
+
+    return in_batches(some, len(arrays), batch_size)
 
 
 def words_of(words: Vocabulary, tokens: np.ndarray) -> list[str]:

@@ -18,12 +18,13 @@ from ml_collections import ConfigDict
 from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.pictures.images import contact_sheet, stretched
 from vljax.data.pictures.maps import over_picture
-from vljax.data.source import Source
+from vljax.data.source import Source, stacked
 from vljax.data.text.published import question_ids
 from vljax.data.text.vqa import Questions
+from vljax.diffusion.noise import example_keys
 from vljax.models import decoding
 from vljax.models.explainer import Explainer
-from vljax.ops.parts import filled_batches
+from vljax.ops.parts import in_batches
 from vljax.pretrained.features import keep_features
 from vljax.systems.pjx.model import PJX, answer, features_of
 from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, Words, named, open_words
@@ -187,14 +188,12 @@ def explain_batch(
     **how: Any,
 ) -> Explained:
     """`explain` of a list of examples; on the host."""
-    batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
-    places = np.arange(first, first + len(arrays))
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(places)
+    keys = example_keys(jax.random.key(seed), len(arrays), first)
     end = words.justifications.end
     assert end is not None
     found = explain(
         model,
-        batch,
+        stacked(arrays),
         np.asarray(given, np.int32),
         keys,
         length=config.data.max_words,
@@ -217,12 +216,13 @@ def explain_all(
     **how: Any,
 ) -> Explained:
     """`explain_batch` of any number of examples, in batches of one size."""
-    parts = []
-    for places in filled_batches(len(arrays), min(batch_size, len(arrays))):
-        some, told = [arrays[i] for i in places], [given[i] for i in places]
-        fixed = {"seed": seed, "first": places[0]}
-        parts.append(explain_batch(model, config, words, some, told, **fixed, **how))
-    return jax.tree.map(lambda *some: np.concatenate(some)[: len(arrays)], *parts)
+
+    def some(places: Int[np.ndarray, " b"]) -> Explained:
+        here, told = [arrays[i] for i in places], [given[i] for i in places]
+        fixed = {"seed": seed, "first": int(places[0])}
+        return explain_batch(model, config, words, here, told, **fixed, **how)
+
+    return in_batches(some, len(arrays), batch_size)
 
 
 @jax.jit

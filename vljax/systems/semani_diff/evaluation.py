@@ -31,6 +31,7 @@ from vljax.metrics.manipulation import (
 )
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
+from vljax.ops.parts import filled_batches
 from vljax.request import File, option
 from vljax.systems.semani_diff.method import (
     Alignment,
@@ -185,9 +186,7 @@ class _Trials:
             steps, sampler = "trailing20", "dpm_solver"
         process = make_process(config, steps, clean_end=config.diffusion.clean_end)
         parts = []
-        for first in range(0, len(self.images), batch_size):
-            # The last batch repeats its last picture, so that one program serves.
-            chosen = np.arange(first, first + batch_size).clip(max=len(self.images) - 1)
+        for chosen in filled_batches(len(self.images), batch_size):
             if trial.method == "reconstruct":
                 parts.append(np.asarray(reconstruct(sd, self.images[chosen])))
                 continue

@@ -27,6 +27,7 @@ from vljax.metrics.manipulation import (
 )
 from vljax.metrics.report import Report, Row
 from vljax.models.alignment import choose, grid_to_mask, similarity_map, word_patches
+from vljax.ops.parts import filled_batches
 from vljax.request import File, option
 from vljax.systems.semani_trans.method import (
     Network,
@@ -239,13 +240,8 @@ def _word(wish: Manipulation) -> str:
 
 def _batches(asked: Asked, judging: Judging) -> Iterator[UInt8[np.ndarray, "b s s 3"]]:
     """The pictures, the last repeated until every batch is full: one program serves all."""
-    for chosen in _chosen(asked, judging):
+    for chosen in filled_batches(len(asked.wishes), judging.batch_size):
         yield asked.image[chosen]
-
-
-def _chosen(asked: Asked, judging: Judging) -> Iterator[np.ndarray]:
-    for first in range(0, len(asked.wishes), judging.batch_size):
-        yield np.arange(first, first + judging.batch_size).clip(max=len(asked.wishes) - 1)
 
 
 def draw_trial(
@@ -259,7 +255,7 @@ def draw_trial(
     masks = asked.regions[trial.region]
     edited = edited_codes(config, masks, grid, trial.grown, trial.resize)
     made = []
-    for chosen in _chosen(asked, judging):
+    for chosen in filled_batches(len(asked.wishes), judging.batch_size):
         known: Read = read(model, asked.image[chosen])
         seeds = [judging.seed + int(i) for i in chosen]
         keeps = np.full(len(chosen), trial.keeps_shape)

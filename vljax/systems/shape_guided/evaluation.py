@@ -29,6 +29,7 @@ from vljax.metrics.shape import (
     shape_score,
 )
 from vljax.models.clip import CLIP
+from vljax.ops.parts import filled_batches
 from vljax.ops.pixels import to_unit
 from vljax.request import File, option
 from vljax.systems.shape_guided.batch import Wish, make_batch
@@ -250,8 +251,7 @@ def _make_pictures(
     settings = Settings(judging.steps or config.samples.steps)
     tokenizer = make_tokenizer(config)
     made: dict[Trial, list[np.ndarray]] = {trial: [] for trial in trials}
-    for first in range(0, len(edits.image), judging.batch_size):
-        chosen = np.arange(first, first + judging.batch_size).clip(max=len(edits.image) - 1)
+    for chosen in filled_batches(len(edits.image), judging.batch_size):
         inverted: dict[str, Array | None] = {}
         for trial in trials:
             method = METHODS[trial.method]

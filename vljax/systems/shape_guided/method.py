@@ -164,7 +164,8 @@ def generate(
 
     Args:
         sd: The networks.
-        process: The process of the inversion.
+        process: The process of the inversion, but always with a clean end: `invert` at "current"
+            takes one without.
         batch: What to edit, and how.
         inverted: What `invert` returned.
         progress: Where to report steps.

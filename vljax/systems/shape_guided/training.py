@@ -16,17 +16,15 @@ from vljax.data.pictures.images import image_grid
 from vljax.data.pictures.shape_prompts import named_object
 from vljax.data.text.tokenizers import captioned, with_dropped_text
 from vljax.diffusion import latent
-from vljax.diffusion.editing import guided
 from vljax.diffusion.losses import denoising_loss
-from vljax.diffusion.noise import example_keys, start_noise
+from vljax.diffusion.noise import example_keys
 from vljax.diffusion.process import make_process
-from vljax.diffusion.samplers import ddim
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
 from vljax.models.clipseg import CLIPSeg
 from vljax.models.control import drop_keys
 from vljax.models.parameters import copied
-from vljax.models.stable_diffusion import inpainting_network, widened, with_and_without
+from vljax.models.stable_diffusion import inpainting_network, widened
 from vljax.ops.pixels import to_pixels, to_unit
 from vljax.systems.shape_guided.model import ShapeGuided, make_tokenizer
 from vljax.training.contrast import clip_loss
@@ -114,7 +112,8 @@ def diffusion_loss(config: ConfigDict, inpaint: bool = False) -> Callable:
     In a share `attention_dropout` of the examples the denoiser's attention loses some of its keys,
     in another such share its attention to the caption, more or fewer from example to example. Else
     so small a network relies on the whole of its attention maps, and is at a loss where
-    Inside-Outside Attention takes their greater part.
+    Inside-Outside Attention takes their greater part. The inpainting network, whose attention no
+    method masks, keeps all of its keys.
     """
     process = make_process(config)
     timesteps = UniformTimesteps(len(process.schedule))
@@ -205,13 +204,15 @@ def drawings(config: ConfigDict) -> Callable[[ShapeGuided], dict[str, np.ndarray
     @jax.jit
     def draw(model: ShapeGuided) -> UInt8[Array, "b h w 3"]:
         side = config.data.image_size // model.sd.shrink
-        channels = model.sd.unet.conv_in.weight.shape[2]
-        noise = start_noise(
-            example_keys(jax.random.key(config.seed), len(texts)), (side, side, channels)
+        latents = latent.draw_latents(
+            model.sd.unet,
+            process,
+            model.sd.embed(jnp.asarray(tokens)),
+            model.sd.embed(jnp.asarray(empty)),
+            jnp.float32(config.samples.guidance_scale),
+            example_keys(jax.random.key(config.seed), len(texts)),
+            size=(side, side, model.sd.unet.conv_in.weight.shape[2]),
         )
-        context, nothing = model.sd.embed(jnp.asarray(tokens)), model.sd.embed(jnp.asarray(empty))
-        network = with_and_without(model.sd.unet, context, nothing)
-        denoiser = guided(network, config.samples.guidance_scale)
-        return to_pixels(model.sd.decode(ddim(process, denoiser, noise, clip=False)))
+        return to_pixels(model.sd.decode(latents))
 
     return lambda model: {"captions": image_grid(gather(draw(model)), columns=len(_SHOWN))}

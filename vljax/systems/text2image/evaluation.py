@@ -20,6 +20,7 @@ from vljax.data.pictures.images import image_grid
 from vljax.data.scenes import COLOURS, SHAPES, oracle
 from vljax.data.scenes.truth import named_pairs
 from vljax.data.scenes.wording import listed, words
+from vljax.data.source import stacked
 from vljax.data.text.tokenizers import Tokenizer
 from vljax.errors import UserError
 from vljax.metrics.batches import features_of, parts
@@ -292,7 +293,7 @@ def _likelihoods(model: Text2Image, config: ConfigDict, judging: Judging) -> dic
     length = fields.get("text_length", config.model.clip.get("context_length", 77))
     transform, rng = caption_transform(config, length), np.random.default_rng(judging.seed)
     examples = [transform(source[i], rng) for i in range(min(48, len(source)))]
-    batch = {name: jnp.asarray(np.stack([e[name] for e in examples])) for name in examples[0]}
+    batch = jax.tree.map(jnp.asarray, stacked(examples))
     values = {}
     for name, function in asked.items():
         each = np.asarray(function(model, config, batch, jax.random.key(judging.seed)), float)

@@ -86,6 +86,7 @@ def test_attribute_accuracy_sees_what_is_there():
     assert attribute_accuracy(pictures, classes)["both right"] > 0.9
     shapes = [(shape, "none") for shape, _ in classes]
     told = attribute_accuracy(pictures, shapes)
+    assert told["standard error"] == 0
     assert told["shape right"] > 0.9
     assert told["colour right"] == told["both right"] == 0
     assert attribute_accuracy(pictures * 0, classes)["both right"] == 0

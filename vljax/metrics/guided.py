@@ -18,6 +18,7 @@ from vljax.metrics.batches import features_of, parts
 from vljax.metrics.diversity import Distance, diversity, picture_distance
 from vljax.metrics.frechet import Gaussian, frechet_distance, moments
 from vljax.metrics.retrieval import clip_score, draw_distractors, r_precision, retrieval_accuracy
+from vljax.metrics.statistics import standard_error
 from vljax.ops.pixels import to_unit
 
 DISTRACTORS = 99
@@ -101,6 +102,9 @@ def attribute_accuracy(
     Args:
         pictures: Pictures of scenes.
         classes: The (shape, colour) asked of each. Chance is 1/6 and 1/8.
+
+    Returns:
+        Shares of shapes, of colours and of both, 0 to 1; `standard error` of the last.
     """
     shapes, colours = [], []
     for picture, (shape, colour) in zip(pictures, classes, strict=True):
@@ -113,4 +117,5 @@ def attribute_accuracy(
         "shape right": float(np.mean(shapes)),
         "colour right": float(np.mean(colours)),
         "both right": float(np.mean(both)),
+        "standard error": standard_error(both),
     }

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from vljax.data.scenes import PARTS_OF_SPEECH
 from vljax.errors import UserError
+from vljax.metrics.statistics import standard_error
 
 Orders = Int[np.ndarray, "*b n"]
 Tagger = Callable[[Sequence[str]], Sequence[str]]
@@ -253,8 +254,8 @@ def part_of_speech_statistics(
             found.setdefault(tag, []).append(when)
     told = []
     for name, values in found.items():
-        spread = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-        told.append(PartOfSpeech(name, float(np.mean(values)), float(spread), len(values)))
+        mean, error = float(np.mean(values)), standard_error(values)
+        told.append(PartOfSpeech(name, mean, error, len(values)))
     return sorted(told, key=lambda part: (part.mean, part.name))
 
 

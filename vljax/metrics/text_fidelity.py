@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from vljax.metrics.statistics import share_of
 from vljax.metrics.text import text_scores
 
 
@@ -46,12 +47,11 @@ def semantic_object_accuracy(
     of_class = [np.mean(hits) for hits in by_class.values()]
     counts = np.array([len(set(classes)) for classes in named], float)
     right = np.array([len({*c} & {*there}) for c, there in zip(named, found, strict=True)], float)
-    share = right.sum() / counts.sum()
-    error = np.std(right - share * counts) / (np.sqrt(len(counts)) * counts.mean())
+    share, error = share_of(right, counts)
     return {
         "SOA-C": float(np.mean(of_class)),
-        "SOA-I": float(share),
-        "standard error of SOA-I": float(error),
+        "SOA-I": share,
+        "standard error of SOA-I": error,
     }
 
 

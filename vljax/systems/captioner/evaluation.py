@@ -23,6 +23,7 @@ from vljax.data.text.captions import caption_words
 from vljax.data.text.vocabulary import Vocabulary
 from vljax.metrics import pointing
 from vljax.metrics.report import Report, Row
+from vljax.metrics.statistics import share_of, standard_error
 from vljax.metrics.text import MissingToolError, cider_scores, text_scores
 from vljax.models.captioner import ATTENTIONS
 from vljax.ops.fusion import l2_normalise
@@ -155,16 +156,14 @@ def _scored(
     each = {}
     try:
         each["CIDEr"] = cider_scores(texts, judged.references)
-        values["standard error of CIDEr"] = _error(each["CIDEr"])
+        values["standard error of CIDEr"] = standard_error(each["CIDEr"])
     except MissingToolError:
         pass  # it is told already
     values["distinct"] = 100 * len({*texts}) / len(texts)
     if judged.scenes is not None:
         each |= _truth(judged.scenes, texts)
         named = np.array([len(named_pairs(text.split())) for text in texts])
-        # A share of all pairs; its error by pictures, each of which counts by its pairs.
-        share = each["right pairs"].sum() / max(named.sum(), 1)
-        error = _error(each["right pairs"] - share * named) / max(float(named.mean()), 1e-9)
+        share, error = share_of(each["right pairs"], named)
         values |= {"true pairs": 100 * share, "standard error of true pairs": 100 * error}
         values["pairs a caption"] = float(named.mean())
         values["true captions"] = float(each["true captions"].mean())
@@ -187,10 +186,6 @@ def _truth(scenes: Sequence[Scene], texts: Sequence[str]) -> dict[str, Float[np.
     }
 
 
-def _error(values: Float[np.ndarray, " n"]) -> float:
-    return float(np.std(values) / np.sqrt(len(values)))
-
-
 def _difference(
     soft: Mapping[str, Float[np.ndarray, " n"]], none: Mapping[str, Float[np.ndarray, " n"]]
 ) -> Row:
@@ -199,7 +194,7 @@ def _difference(
     for name in soft:
         if name != "right pairs":
             less = soft[name] - none[name]
-            values |= {name: float(less.mean()), f"standard error of {name}": _error(less)}
+            values |= {name: float(less.mean()), f"standard error of {name}": standard_error(less)}
     return Row("soft attention less without, by picture", "likeliest words", values)
 
 
@@ -259,7 +254,7 @@ def _looked_at(
             on, area = np.array(found_on), np.array(areas)
             values |= {
                 "mass on the object": 100 * float(on.mean()),
-                "standard error of mass": 100 * _error(on),
+                "standard error of mass": 100 * standard_error(on),
                 "its area": 100 * float(area.mean()),
                 "mass / area": float(on.mean() / area.mean()),
             }

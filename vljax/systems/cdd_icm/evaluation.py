@@ -32,6 +32,7 @@ from vljax.metrics.layout import GenevaScore, Layout, geneva_score, mean_geneva_
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import Report, Row
 from vljax.metrics.retrieval import draw_distractors, retrieval_accuracy
+from vljax.metrics.statistics import standard_error
 from vljax.models.localizer import GridLocalizer
 from vljax.ops.parts import filled_batches
 from vljax.ops.pixels import to_unit
@@ -277,7 +278,7 @@ def _means(scores: list[list[GenevaScore]]) -> dict[str, float]:
     f1 = [np.mean([one.f1 for one in dialogue]) for dialogue in scores]
     rsim = [dialogue[-1].rsim for dialogue in scores]
     for name, of_dialogues in (("F1 (mean)", f1), ("RSIM", rsim)):
-        values[f"± of {name}"] = 100 * float(np.std(of_dialogues) / len(scores) ** 0.5)
+        values[f"± of {name}"] = 100 * standard_error(of_dialogues)
     return values
 
 
@@ -346,7 +347,7 @@ def _said(
         right, both = 100 * float(np.mean(holds)), float(np.mean(shown))
         values = {
             "holds": right,
-            "±": float(100 * np.std(holds) / len(holds) ** 0.5),
+            "±": 100 * standard_error(holds),
             "both shown": 100 * both,
             "holds where both are shown": right / both if both else float("nan"),
             "n": len(holds),

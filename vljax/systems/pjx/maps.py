@@ -18,6 +18,7 @@ from vljax.data.text.vqa import Questions
 from vljax.errors import UserError
 from vljax.metrics import pointing
 from vljax.metrics.report import Row
+from vljax.metrics.statistics import standard_error
 from vljax.systems.pjx.method import Explained, open_examples, read_example
 from vljax.systems.pjx.probing import Judged
 from vljax.systems.pjx.words import Words
@@ -177,5 +178,5 @@ def _means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
         known = column[np.isfinite(column)]
         told[name] = float(known.mean()) if known.size else float("nan")
         if name == "EMD":
-            told["standard error of EMD"] = float(known.std() / np.sqrt(known.size))
+            told["standard error of EMD"] = standard_error(known)
     return {**told, "n": len(values)}

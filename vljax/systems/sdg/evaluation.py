@@ -28,6 +28,7 @@ from vljax.metrics.diversity import picture_distance
 from vljax.metrics.frechet import inception_features
 from vljax.metrics.guided import Judge, attribute_accuracy
 from vljax.metrics.report import Report, Row, paper_rows
+from vljax.metrics.statistics import standard_error
 from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
 from vljax.request import File, option
@@ -104,7 +105,7 @@ def judge(model: SDG, config: ConfigDict, judging: Judging) -> Report:
     bits = np.concatenate(list(_bits(model, config, judging)))
     notes: dict[str, Any] = {
         "bits_per_dimension": float(bits.mean()),
-        "bits_per_dimension_standard_error": float(bits.std() / len(bits) ** 0.5),
+        "bits_per_dimension_standard_error": standard_error(bits),
         "images": len(bits),
         "bits_steps": judging.bits_steps,
     }

@@ -28,6 +28,7 @@ from vljax.metrics.shape import (
     shape_columns,
     shape_score,
 )
+from vljax.metrics.statistics import standard_error
 from vljax.models.clip import CLIP
 from vljax.ops.parts import filled_batches
 from vljax.ops.pixels import to_unit
@@ -303,7 +304,7 @@ def _gains(columns: Mapping[Trial, Columns]) -> Iterator[Row]:
                     "setting": trial.setting or "as in the table",
                     "column": name,
                     "difference": float(known.mean()),
-                    "standard error": float(known.std(ddof=1) / np.sqrt(known.size)),
+                    "standard error": standard_error(known),
                     "edits": known.size,
                 }
                 yield Row(GAINS, "Ours − Ours (w/o IOA)", values)

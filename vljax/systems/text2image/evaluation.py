@@ -34,6 +34,7 @@ from vljax.metrics.frechet import (
 )
 from vljax.metrics.guided import Judge, attribute_accuracy
 from vljax.metrics.report import Report, Row
+from vljax.metrics.statistics import standard_error
 from vljax.metrics.text_fidelity import captioned_back, semantic_object_accuracy
 from vljax.models.clip import CLIP
 from vljax.models.parameters import named_parameters
@@ -110,11 +111,7 @@ def judge(model: Text2Image, config: ConfigDict, judging: Judging) -> Report:
         values = columns.columns(pictures, jnp.asarray(guides), texts=True)
         if classes:
             asked = [one for one in classes for _ in range(pictures.shape[1])]
-            right = attribute_accuracy(pictures.reshape(-1, *pictures.shape[2:]), asked)
-            count = len(asked)
-            rate = right["both right"]
-            right["standard error"] = (rate * (1 - rate) / count) ** 0.5
-            values |= right
+            values |= attribute_accuracy(pictures.reshape(-1, *pictures.shape[2:]), asked)
             values |= _objects(columns, pictures, texts, crops)
         return Row(TABLE, method, {**values, **more})
 
@@ -298,7 +295,7 @@ def _likelihoods(model: Text2Image, config: ConfigDict, judging: Judging) -> dic
     for name, function in asked.items():
         each = np.asarray(function(model, config, batch, jax.random.key(judging.seed)), float)
         values[name] = float(each.mean())
-        values[f"standard error of {name}"] = float(each.std() / len(each) ** 0.5)
+        values[f"standard error of {name}"] = standard_error(each)
     return values
 
 

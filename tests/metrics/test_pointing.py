@@ -8,6 +8,7 @@ from scipy import stats
 
 from vljax.metrics import pointing
 from vljax.metrics.pointing import (
+    SHARES,
     area_under_curve,
     cell_distances,
     deletion_curve,
@@ -123,8 +124,8 @@ def test_shares_of_the_evidence():
     truth = to_grid(evidence)
     point = np.zeros((14, 14))
     point[2, 1] = 1
-    assert pointing_game(point, evidence)
-    assert not pointing_game(np.roll(point, 5, axis=0), evidence)
+    assert pointing_game(point, evidence) == 1
+    assert pointing_game(np.roll(point, 5, axis=0), evidence) == 0
     assert mass_on(point, evidence) == 1
     assert mass_on(np.full((14, 14), 1 / 196), evidence) == pytest.approx(evidence.mean())
     assert top_iou(truth, truth) == 1
@@ -132,6 +133,43 @@ def test_shares_of_the_evidence():
     assert area_under_curve(truth, truth) == 1
     assert area_under_curve(np.full((14, 14), 1.0), truth) == 0.5
     assert np.isnan(area_under_curve(point, np.ones((14, 14))))
+
+
+def test_tied_cells_count_as_draws_among_them_do():
+    evidence = np.zeros((56, 56), bool)
+    evidence[:12, :16] = True  # 3 × 4 cells in the corner where an order would begin
+    truth, uniform = to_grid(evidence), np.full((14, 14), 1.0)
+    assert pointing_game(uniform, evidence) == pytest.approx(evidence.mean())
+    half = np.zeros((14, 14))
+    half[2, 2:6] = 1
+    assert pointing_game(half, evidence) == 0.5
+    # All the evidence's 12 cells tie with 8 others, above them 2 of which one is right.
+    points = np.zeros((14, 14))
+    points[:4, :5] = 1
+    points[0, 0] = points[3, 4] = 2
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(4000):
+        drawn.append(top_iou(points + 0.1 * rng.random(points.shape), truth))
+    assert top_iou(points, truth) == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / 60)
+    assert top_iou(uniform, truth) < 0.1
+
+
+def test_deletion_breaks_ties_by_chance():
+    weight = np.zeros((6, 6))
+    weight[:2] = 1 / 12
+
+    def probability(seen):
+        return (seen * weight).sum((1, 2))
+
+    rng, uniform = np.random.default_rng(0), np.ones((6, 6))
+    curves = [deletion_curve(uniform, probability, rng=rng) for _ in range(400)]
+    taken = np.round(36 * np.array(SHARES)) / 36
+    np.testing.assert_allclose(np.mean(curves, axis=0), 1 - taken, atol=0.02)
+    # Cells that differ go by their weight whatever is drawn.
+    np.testing.assert_array_equal(
+        deletion_curve(weight + uniform.cumsum().reshape(6, 6), probability, rng=rng),
+        deletion_curve(weight + uniform.cumsum().reshape(6, 6), probability),
+    )
 
 
 def test_deleting_what_matters_first_lowers_the_curve_and_inserting_raises_it():

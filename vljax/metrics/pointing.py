@@ -21,6 +21,9 @@ from jaxtyping import Bool, Float, Int
 #: Side of the grid on which maps are compared.
 SIDE = 14
 
+#: Of the cells, how many are taken away or inserted at the points of a `deletion_curve`.
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+
 #: Not negative, summing to 1.
 Map = Float[np.ndarray, "h w"]
 
@@ -145,18 +148,22 @@ def _places(order: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return places
 
 
-def pointing_game(points: Float[np.ndarray, "h w"], evidence: Bool[np.ndarray, "H W"]) -> bool:
+def pointing_game(points: Float[np.ndarray, "h w"], evidence: Bool[np.ndarray, "H W"]) -> float:
     """Whether the centre of the map's highest cell lies on the evidence, a mask of any size.
 
     Args:
         points: A map of weights on a grid.
         evidence: The mask of what is right, at a size of its own.
+
+    Returns:
+        1 or 0; where several cells are highest alike the share of them that lie on it, which is
+        what one drawn among them comes to.
     """
-    row, column = np.unravel_index(np.argmax(points), points.shape)
+    rows, columns = np.nonzero(points == points.max())
     height, width = evidence.shape
-    y = int((row + 0.5) * height / points.shape[0])
-    x = int((column + 0.5) * width / points.shape[1])
-    return bool(evidence[y, x])
+    y = ((rows + 0.5) * height / points.shape[0]).astype(int)
+    x = ((columns + 0.5) * width / points.shape[1]).astype(int)
+    return float(evidence[y, x].mean())
 
 
 def mass_on(points: Map, evidence: Bool[np.ndarray, "H W"]) -> float:
@@ -177,15 +184,22 @@ def top_iou(points: Map, evidence: Map) -> float:
     """Intersection over union of the map's highest cells with the evidence's cells.
 
     As many cells are taken as the evidence has with at least half of its fullest cell's mass.
+    Where not all cells of a level are, it is what a draw among them comes to on average.
 
     Args:
         points: A map of weights on a grid.
         evidence: The truth on the same grid, each cell its share.
     """
     truth = (evidence >= evidence.max() / 2).ravel()
-    taken = np.zeros_like(truth)
-    taken[np.argsort(-points.ravel(), kind="stable")[: truth.sum()]] = True
-    return float((taken & truth).sum() / (taken | truth).sum())
+    cells, count = points.ravel(), int(truth.sum())
+    lowest = np.sort(cells)[-count]
+    above, level = cells > lowest, cells == lowest
+    # How many cells of the lowest level that is taken hit is hypergeometric.
+    drawn = count - int(above.sum())
+    hits = np.arange(drawn + 1)
+    chance = scipy.stats.hypergeom.pmf(hits, level.sum(), (level & truth).sum(), drawn)
+    both = (above & truth).sum() + hits
+    return float(chance @ (both / (2 * count - both)))
 
 
 def area_under_curve(points: Map, evidence: Map) -> float:
@@ -208,9 +222,10 @@ def area_under_curve(points: Map, evidence: Map) -> float:
 def deletion_curve(
     points: Float[np.ndarray, "h w"],
     probability: Callable[[Bool[np.ndarray, "k h w"]], Float[np.ndarray, " k"]],
-    shares: Sequence[float] = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
+    shares: Sequence[float] = SHARES,
     *,
     insert: bool = False,
+    rng: np.random.Generator | None = None,
 ) -> Float[np.ndarray, " k"]:
     """An answer's probability as the highest cells are taken away, or are all that is left.
 
@@ -223,11 +238,15 @@ def deletion_curve(
             cells that are seen.
         shares: Of the cells, taken away or inserted.
         insert: Whether the highest cells are shown alone instead of taken away.
+        rng: Breaks ties; without it equal cells go row after row, from the top.
 
     Returns:
-        The probability at each share.
+        The probability at each share; RISE's number is the area below, `numpy.trapezoid` of it
+        over the shares.
     """
-    order = np.argsort(-points.ravel(), kind="stable")
+    cells = points.ravel()
+    chance = np.arange(cells.size) if rng is None else rng.random(cells.size)
+    order = np.lexsort((chance, -cells))
     chosen = np.zeros((len(shares), points.size), bool)
     for row, share in zip(chosen, shares, strict=True):
         row[order[: round(share * points.size)]] = True

@@ -5,6 +5,7 @@ and pictures are rendered anew without the evidence. People judged table 2.4; he
 stands in for them, and the table says so.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from vljax.data.scenes.world import masks
 from vljax.metrics import pointing
 from vljax.metrics.report import Report, Row
 from vljax.metrics.simulatability import guess_rightness, predict_answers
+from vljax.metrics.statistics import standard_error
 from vljax.metrics.text import text_scores
 from vljax.metrics.vqa import vqa_accuracy
 from vljax.ops.parts import filled_batches
@@ -36,6 +38,7 @@ from vljax.systems.pjx.method import (
 from vljax.systems.pjx.model import PJX
 from vljax.systems.pjx.paper import chapter
 from vljax.systems.pjx.probing import (
+    Explain,
     Judged,
     about,
     certificates,
@@ -83,11 +86,19 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
     if unanswerable:
         notes["examples whose answer the model has no word for, left out"] = unanswerable
     if model.explainer is None:
-        shares = _answer_only(model, config, judged, judging)
+        shares = _answer_only(model, judged, judging.batch_size)
         return Report(tuple(_answers(words, judged, shares)), notes)
     if judging.maps:
         judged, notes["people's maps"] = marked(judged, judging.maps)
-    ask = _asker(model, config, words, judged, judging)
+    explain = functools.partial(
+        explain_all,
+        model,
+        config,
+        words,
+        batch_size=judging.batch_size,
+        beams=judging.beams,
+    )
+    ask = _asker(explain, judged)
     rows: list[Row] = []
     ours = {"true answer": ask("explainer", True), "own answer": ask("explainer", False)}
     rows += _answers(words, judged, ours["own answer"].probabilities)
@@ -104,7 +115,7 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
     pointed = [(benchmark.label, judged, ours["true answer"])]
     if judging.hat:
         looked = looked_at(config, words, judging.hat, judging.num_examples)
-        explained = _asker(model, config, words, looked, judging)("explainer", True)
+        explained = _asker(explain, looked)("explainer", True)
         pointed.append(("VQA-HAT", looked, explained))
     for data, examples, found in pointed:
         found_rows, found_notes = pointing_rows(examples, found, data, judging.seed)
@@ -115,22 +126,19 @@ def judge(model: PJX, config: ConfigDict, judging: Judging) -> Report:
         given = ours["true answer"]
         rows.append(certificates(model, config, words, judged, given, judging.batch_size))
     if judging.probed:
-        rows += faithfulness(model, config, words, judged, ours, judging.probed, judging.seed)
+        rows += faithfulness(
+            model, config, words, judged, ours, explain, judging.probed, judging.seed
+        )
     figures = _figures(words, judged, ours["own answer"])
     return Report((*rows, *chapter()), notes, figures)
 
 
-def _asker(
-    model: PJX, config: ConfigDict, words: Words, judged: Judged, judging: Judging
-) -> Callable[[str, bool], Explained]:
+def _asker(explain: Explain, judged: Judged) -> Callable[[str, bool], Explained]:
     """`ask(part, truly)`: all examples explained by a part, given the true answers or its own."""
 
     def ask(part: str, truly: bool) -> Explained:
         given = judged.truth if truly else [-1] * len(judged.arrays)
-        how: dict[str, Any] = {"part": part, "beams": judging.beams}
-        return explain_all(
-            model, config, words, judged.arrays, given, batch_size=judging.batch_size, **how
-        )
+        return explain(judged.arrays, given, part=part)
 
     return ask
 
@@ -153,8 +161,11 @@ def _answers(words: Words, judged: Judged, shares: Float[np.ndarray, "n answers"
         kinds.append(example.get("question_kind", example.get("kind", "")))
     for kind in ("", *sorted({*kinds} - {""})):
         chosen = [s for s, k in zip(scores, kinds, strict=True) if kind in ("", k)]
-        error = float(np.std(chosen) / np.sqrt(len(chosen)))
-        values = {"accuracy": float(np.mean(chosen)), "standard error": error, "n": len(chosen)}
+        values = {
+            "accuracy": float(np.mean(chosen)),
+            "standard error": standard_error(chosen),
+            "n": len(chosen),
+        }
         yield Row("answers", kind or "all questions", values)
 
 
@@ -229,7 +240,7 @@ def _truth(judged: Judged, scenes: Sequence[Scene], texts: Sequence[str]) -> dic
     return {
         "understood": 100 * float(np.mean([one.understood for one in seen])),
         "true": 100 * float(true.mean()),
-        "standard error of true": 100 * float(true.std() / np.sqrt(len(true))),
+        "standard error of true": 100 * standard_error(true),
         "true of the evidence": 100 * float(np.mean(proves)),
     }
 
@@ -311,13 +322,11 @@ def _figures(words: Words, judged: Judged, own: Explained) -> dict[str, np.ndarr
     return figures
 
 
-def _answer_only(
-    model: PJX, config: ConfigDict, judged: Judged, judging: Judging
-) -> Float[np.ndarray, "n answers"]:
+def _answer_only(model: PJX, judged: Judged, batch_size: int) -> Float[np.ndarray, "n answers"]:
     """The probabilities of all answers, of a model without an explainer."""
-    found = []
-    for places in filled_batches(len(judged.arrays), judging.batch_size):
+    found, count = [], len(judged.arrays)
+    for places in filled_batches(count, min(batch_size, count)):
         arrays = [judged.arrays[i] for i in places]
         batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
         found.append(np.asarray(probabilities(model, batch)))
-    return np.concatenate(found)[: len(judged.arrays)]
+    return np.concatenate(found)[:count]

@@ -5,7 +5,7 @@ and insertion); and where the world behind a picture is known, the picture is re
 the evidence, or without something else.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +20,21 @@ from vljax.data.scenes.truth import read
 from vljax.errors import UserError
 from vljax.metrics import pointing
 from vljax.metrics.report import Row
+from vljax.metrics.statistics import standard_error
 from vljax.ops.parts import filled_batches
 from vljax.systems.pjx.certificate import Certificate, certify, check, together
 from vljax.systems.pjx.method import (
     Arrays,
     Explained,
-    explain_all,
-    explain_batch,
     open_examples,
     probability_when_seen,
     read_example,
 )
 from vljax.systems.pjx.model import PJX, is_explained
 from vljax.systems.pjx.words import Words
+
+#: `explain(arrays, given, **how) -> Explained`: `explain_all` of a model as the run is judged.
+Explain = Callable[..., Explained]
 
 
 class Judged(NamedTuple):
@@ -103,7 +105,7 @@ def certificates(
     given = np.asarray(ours.answer)
     found: list[Certificate] = []
     certified = jax.jit(certify)
-    for places in filled_batches(len(given), size):
+    for places in filled_batches(len(given), min(size, len(given))):
         seen = together(
             check(
                 judged.scenes[i],
@@ -120,7 +122,7 @@ def certificates(
     all_of = Certificate(*(np.concatenate(one)[: len(given)] for one in zip(*found, strict=True)))
     values = {name: 100 * float(getattr(all_of, name).mean()) for name in Certificate._fields}
     values["certified"] = 100 * float(all_of.certified.mean())
-    error = 100 * float(all_of.certified.std() / np.sqrt(len(given)))
+    error = 100 * standard_error(all_of.certified)
     return Row("certificates", "ours", {**values, "standard error": error, "n": len(given)})
 
 
@@ -133,6 +135,7 @@ def faithfulness(
     words: Words,
     judged: Judged,
     explained: Mapping[str, Explained],
+    explain: Explain,
     count: int,
     seed: int,
 ) -> Iterator[Row]:
@@ -144,21 +147,22 @@ def faithfulness(
         words: Its vocabularies.
         judged: The examples.
         explained: All of them, given the `"true answer"` and the model's `"own answer"`.
+        explain: Explains what is probed, as `explained` was made: by the same search for words.
         count: How many of them to probe.
-        seed: Of the random places that are deleted for comparison.
+        seed: Of the random places that are deleted for comparison, and of ties.
     """
     count = min(count, len(judged.arrays))
     ours = explained["true answer"]
     chosen, arrays = ours.answer[:count], judged.arrays[:count]
     best = np.argsort(-ours.probabilities[:count])[:, :2]
     given = np.where(best[:, 0] == chosen, best[:, 1], best[:, 0])
-    other = explain_batch(model, config, words, arrays, list(given))
+    other = explain(arrays, list(given))
     yield Row("faithfulness", "another answer is explained", _moved(ours, other, range(count)))
     yield from _deletion(model, judged, ours, count, seed)
     if judged.scenes is not None and config.task == "question":
         own = explained["own answer"]
-        yield from _pairs(model, config, words, judged, own, count)
-        yield from _counterfactuals(model, config, words, judged, own, count)
+        yield from _pairs(config, words, judged, own, explain, count)
+        yield from _counterfactuals(config, words, judged, own, explain, count)
 
 
 def _moved(ours: Explained, other: Explained, places: Sequence[int]) -> dict[str, float]:
@@ -176,7 +180,7 @@ def _moved(ours: Explained, other: Explained, places: Sequence[int]) -> dict[str
 
 
 def _pairs(
-    model: PJX, config: ConfigDict, words: Words, judged: Judged, own: Explained, count: int
+    config: ConfigDict, words: Words, judged: Judged, own: Explained, explain: Explain, count: int
 ) -> Iterator[Row]:
     """Complementary pairs: a picture little different, in which the question's answer is another.
 
@@ -190,7 +194,7 @@ def _pairs(
         image = render(scene, config.data.image_size)
         arrays.append(read_example(config, words, judged.examples[i] | {"image": image}))
         truth.append(words.answers.id(reasons_of(scene, question).answer))
-    other = explain_batch(model, config, words, arrays, [-1] * count)
+    other = explain(arrays, [-1] * count)
     right = own.answer[:count] == np.array(judged.truth[:count])
     both = right & (other.answer == np.array(truth))
     values = {"both are answered rightly": 100 * float(both.mean())}
@@ -220,14 +224,14 @@ def _deletion(model: PJX, judged: Judged, ours: Explained, count: int, seed: int
                 return np.asarray(probability_when_seen(model, batch, answers, seen))
 
             for curve, insert in (("deletion", False), ("insertion", True)):
-                values = pointing.deletion_curve(all_maps[i], probability, insert=insert)
-                curves[curve].append(float(values.mean()))
-        told = {f"area under {curve}": float(np.mean(v)) for curve, v in curves.items()}
-        yield Row("deletion and insertion", name, {**told, "n": count})
+                told = pointing.deletion_curve(all_maps[i], probability, insert=insert, rng=rng)
+                curves[curve].append(float(np.trapezoid(told, pointing.SHARES)))
+        areas = {f"area under {curve}": float(np.mean(v)) for curve, v in curves.items()}
+        yield Row("deletion and insertion", name, {**areas, "n": count})
 
 
 def _counterfactuals(
-    model: PJX, config: ConfigDict, words: Words, judged: Judged, own: Explained, count: int
+    config: ConfigDict, words: Words, judged: Judged, own: Explained, explain: Explain, count: int
 ) -> Iterator[Row]:
     """Pictures rendered anew: without the evidence the answer should change, otherwise stay."""
     assert judged.scenes is not None
@@ -251,8 +255,7 @@ def _counterfactuals(
     for name, arrays in asked.items():
         if not arrays:
             continue
-        unknown = [-1] * len(arrays)
-        after = explain_all(model, config, words, arrays, unknown, batch_size=count).answer
+        after = explain(arrays, [-1] * len(arrays)).answer
         stays = after == np.array(before[name])
         yield Row(
             "counterfactuals", name, {"answer stays": 100 * float(stays.mean()), "n": len(arrays)}

@@ -57,12 +57,11 @@ def test_what_is_named_is_taken_out_of_the_picture():
     assert blue.any()
 
 
-def test_words_that_are_rewarded_become_likelier(monkeypatch):
-    """Whatever the reward is: here sentences that begin with one word, and nobody's words count."""
-    flags = ("--config.word_weight=0.0", "--config.data.max_words=2")
-    config = parse_config((*RECIPE, *SMALL, *flags))[0]
+def rewarding(monkeypatch, first, *flags):
+    """Model, loss and a batch: the reward is for sentences that begin with a word."""
+    config = parse_config((*RECIPE, *SMALL, "--config.data.max_words=2", *flags))[0]
     words, model = open_words(config), pjx.make_model(config)
-    wanted, rows = words.justifications.id("there"), 16
+    wanted, rows = words.justifications.id(first), 16
 
     def check(index, tokens, points):
         right = np.asarray(tokens)[:, 0] == wanted
@@ -81,6 +80,12 @@ def test_words_that_are_rewarded_become_likelier(monkeypatch):
         "read": np.zeros((rows, 2), np.int32),
         "written": np.zeros((rows, 2), np.int32),
     }
+    return model, loss, batch
+
+
+def test_words_that_are_rewarded_become_likelier(monkeypatch):
+    """Whatever the reward is; nobody's words count."""
+    model, loss, batch = rewarding(monkeypatch, "there", "--config.word_weight=0.0")
     explainer, rest = model.explainer, model
 
     def of(part, key):
@@ -98,6 +103,16 @@ def test_words_that_are_rewarded_become_likelier(monkeypatch):
         explainer = optax.apply_updates(explainer, updates)
     assert np.mean(rewards[:5]) < 0.3
     assert np.mean(rewards[-5:]) > 0.8
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_peoples_words_are_read_with_dropout(monkeypatch, rate):
+    """As in the stage `explain`."""
+    flag = f"--config.model.explainer.dropout_rate={rate}"
+    model, loss, batch = rewarding(monkeypatch, "there", flag)
+    step = jax.jit(lambda key: loss(model, batch, key)[1]["word_loss"])
+    first, other = step(jax.random.key(0)), step(jax.random.key(1))
+    assert (first != other) == (rate > 0)
 
 
 def test_only_scenes_can_be_certified():

@@ -34,11 +34,12 @@ from vljax.systems.pjx.words import Words
 
 
 class Certificate(NamedTuple):
-    """Of each explanation, 1 for what holds, float32 [b].
+    """Of each explanation, 1 for what holds, 0 for what does not, float32 [b].
 
     Attributes:
         true: It holds of the scene, and speaks of what shows the answer.
-        grounded: The highest place of the map lies on an object that it names.
+        grounded: The highest place of the map lies on an object that it names; of several places
+            that are highest alike, the share that do.
         decisive: Without the objects that it names the model gives another answer.
     """
 
@@ -170,7 +171,8 @@ def certified_loss(config: ConfigDict, words: Words) -> Callable:
         explainer = model.explainer
         assert explainer is not None
         cause, points = explainer.explain(encoded, given)
-        keys = jax.random.split(key, len(given))
+        draw_key, explain_key = jax.random.split(key)
+        keys = jax.random.split(draw_key, len(given))
 
         def write(temperature: float) -> Int[Array, "b t"]:
             told = jax.lax.stop_gradient(cause)
@@ -186,7 +188,7 @@ def certified_loss(config: ConfigDict, words: Words) -> Callable:
         log_p = explainer(cause, jnp.pad(drawn[:, :-1], ((0, 0), (1, 0)), constant_values=end))
         picked = jnp.take_along_axis(log_p, drawn[..., None], axis=-1)[..., 0]
         ended = jnp.cumsum(drawn == end, axis=1) - (drawn == end)
-        word_loss = explanation_loss(explainer, encoded, batch)
+        word_loss = explanation_loss(explainer, encoded, batch, explain_key)
         total = -(gain * (picked * (ended == 0)).sum(1)).mean() + config.word_weight * word_loss
         return total, {
             "word_loss": word_loss,

@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from vljax.ops.parts import filled_batches
+
 
 def parts(
     images: UInt8[np.ndarray, "n h w 3"], batch_size: int
 ) -> list[UInt8[np.ndarray, "b h w 3"]]:
-    """The pictures in their order, `batch_size` at a time; the last part may be smaller."""
+    """The pictures in their order, each once, `batch_size` at a time; the last part may be smaller.
+
+    For what takes statistics of all; `features_of` compiles for one size alone.
+    """
     return np.split(images, range(batch_size, len(images), batch_size))
 
 
@@ -22,7 +27,8 @@ def features_of(
 
     Args:
         network: From pictures [b h w 3] to [b d]; jitted by the caller.
-        images: The pictures.
+        images: The pictures, at least one.
         batch_size: So many at a time.
     """
-    return jnp.concatenate([network(part) for part in parts(images, batch_size)])
+    batches = filled_batches(len(images), min(batch_size, len(images)))
+    return jnp.concatenate([network(images[places]) for places in batches])[: len(images)]

@@ -29,6 +29,7 @@ from vljax.metrics.layout import mask_iou, score
 from vljax.metrics.psnr import psnr
 from vljax.metrics.report import paper_rows
 from vljax.metrics.retrieval import clip_score, draw_distractors, retrieval_accuracy
+from vljax.metrics.statistics import standard_error
 from vljax.models.clip import CLIP
 from vljax.ops.pixels import to_unit
 from vljax.pretrained.clips import judging_clip
@@ -177,11 +178,11 @@ class SceneScore:
     Attributes:
         right: Share of the edited objects that are what the text asks, shape and colour; of a
             background whether its tone is.
-        shape: Share whose shape is right.
-        colour: Share whose colour is right.
+        shape: Share whose shape is right; NaN of a background, which has none.
+        colour: Share whose colour is right; NaN of a background.
         others: F1 of the other objects, by class and overlap of at least half.
-        shape_iou: Overlap of the edited objects, as found, with where they should be; of a
-            background 1.
+        shape_iou: Overlap of the edited objects, as found, with where they should be; NaN of a
+            background.
         psnr: Of the pixels outside of what the wish may change, in dB; infinite if all the same.
     """
 
@@ -218,7 +219,7 @@ def scene_score(made: Picture, before: Picture, told: SceneManipulation) -> Scen
     others = [one for i, one in enumerate(meant) if i not in told.changed]
     if not told.changed:
         tone = float(_tone(made, ~wished.any(0)) == told.after.background.tone)
-        marks = [(tone, tone, tone, 1.0)]
+        marks = [(tone, np.nan, np.nan, np.nan)]
     right, shape, colour, overlap = np.mean(marks, axis=0)
     region = told.mask | np.any([wished[i] for i in told.changed] or [told.mask], axis=0)
     return SceneScore(
@@ -243,7 +244,7 @@ def _tone(picture: Picture, where: Any) -> str:
 
 
 def scene_columns(scores: Iterable[SceneScore]) -> dict[str, Float[np.ndarray, " n"]]:
-    """The columns of a table on scenes, edit by edit; shares in percent."""
+    """The columns of a table on scenes, edit by edit; shares in percent, NaN as in `SceneScore`."""
     rows = list(scores)
     shares = {"as asked": "right", "shape": "shape", "colour": "colour", "F1 of others": "others"}
     shares["shape IoU"] = "shape_iou"
@@ -265,8 +266,8 @@ def means(columns: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, float]:
         if not known.size:
             continue
         told[name] = float(known.mean())
-        if len(told) == 1 and known.size > 1:
-            told["±"] = float(known.std(ddof=1) / np.sqrt(known.size))
+        if len(told) == 1:
+            told["±"] = standard_error(known)
     return told
 
 

@@ -19,6 +19,8 @@ OFFICIAL = {
     "3.5": "3.5",
     "st. mary": "st mary",
     "5.": "5",
+    "st.5": "st.5",
+    "5.st": "5st",
     "dont know": "don't know",
     "couldnt've": "couldn't've",
     "somebody'd": "somebodyd",

@@ -107,7 +107,7 @@ def score(found: Sequence[Detection], meant: Sequence[Detection], min_iou: float
     Args:
         found: The objects of a picture.
         meant: Those that it should have.
-        min_iou: The least overlap of boxes that counts.
+        min_iou: The least overlap of masks that counts.
     """
     pairs = match(found, meant, min_iou)
     precision = len(pairs) / len(found) if found else float(not meant)

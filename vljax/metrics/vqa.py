@@ -39,7 +39,8 @@ _CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}  # the official table has this one the other way round
 _MARKS = """;/[]"{}()=+\\_-><@`,?!"""
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# A full stop goes, unless digits stand around it.
+# A full stop stays only where a digit follows. The official expression means to ask for one before
+# it as well, but says `(?!<=` for `(?<=`, which holds at every full stop: "st.5" stays, "5." goes.
 _FULL_STOP = re.compile(r"(?!<=\d)\.(?!\d)")
 
 

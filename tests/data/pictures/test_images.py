@@ -273,6 +273,14 @@ def test_grid_places_pictures_in_reading_order():
         images.image_grid(tiles / 255.0)
 
 
+def test_a_sheet_of_a_flat_picture_stays_small():
+    """One pixel high, it would be enlarged 224 times: two beside each other to a billion pixels."""
+    flat = np.zeros((2, 1, 2000, 3), np.uint8)
+    assert images.contact_sheet([("flat", flat)], min_side=224).size <= 3 * 16e6
+    square = np.zeros((2, 56, 56, 3), np.uint8)
+    assert images.contact_sheet([("", square)], min_side=224).shape == (4 * 60 + 20, 4 * 118, 3)
+
+
 def test_written_png_reads_back_with_its_text(tmp_path):
     image = picture(20, 30)
     path = tmp_path / "new folder" / "sample.png"

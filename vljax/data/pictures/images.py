@@ -33,6 +33,8 @@ from vljax.errors import UserError
 from vljax.request import Picture
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+#: Of a sheet whose pictures are enlarged.
+MOST_SHEET_PIXELS = 16 * 10**6
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -260,16 +262,21 @@ def contact_sheet(
 
     Args:
         rows: Labels and pictures; all pictures of one size.
-        min_side: Smaller pictures are enlarged by a whole factor until they are at least so high.
+        min_side: Smaller pictures are enlarged by a whole factor until they are at least so high,
+            as far as the sheet stays below `MOST_SHEET_PIXELS`.
     """
     height = rows[0][1].shape[1]
-    factor = max(1, -(-min_side // height))
     grids = [image_grid(images, columns=len(images)) for _, images in rows]
+    # Of a picture that is far wider than high, what makes it high would make it huge.
+    line, high = 20, sum(grid.shape[0] for grid in grids)
+    wide = max(grid.shape[1] for grid in grids)
+    factor = max(1, -(-min_side // height))
+    while factor > 1 and (line * len(rows) + factor * high) * factor * wide > MOST_SHEET_PIXELS:
+        factor -= 1
     grids = [grid.repeat(factor, axis=0).repeat(factor, axis=1) for grid in grids]
     font = ImageFont.load_default(size=14)
     widths = [math.ceil(font.getlength(label)) + 8 for label, _ in rows]
     width = max(*widths, *(grid.shape[1] for grid in grids))
-    line = 20
     sheet = Image.new("RGB", (width, sum(line + grid.shape[0] for grid in grids)), "white")
     pen, top = ImageDraw.Draw(sheet), 0
     for (label, _), grid in zip(rows, grids, strict=True):

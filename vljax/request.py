@@ -49,6 +49,7 @@ def option(
     metavar: str | None = None,
     repeat: bool = False,
     seed: bool = False,
+    form: bool = True,
 ) -> Any:
     """A field of a request.
 
@@ -62,11 +63,12 @@ def option(
         repeat: Of a tuple: whether a command line repeats the flag for each value, instead of
             giving all values after one.
         seed: Of what is drawn: whether the range is that of seeds, which every generator takes.
+        form: Whether the page's form has it as well. What takes hours is the command line's alone.
     """
     if seed:
         low, high = 0, _LARGEST_SEED
     told = {"help": help, "choices": tuple(choices), "low": low, "high": high}
-    told |= {"metavar": metavar, "repeat": repeat}
+    told |= {"metavar": metavar, "repeat": repeat, "form": form}
     return dataclasses.field(default=default, metadata=told)
 
 
@@ -85,6 +87,7 @@ class Option:
         high: The greatest value, or None.
         metavar: What stands for the value in `--help`, or None.
         repeat: Whether a command line repeats the flag for each of many values.
+        form: Whether the page's form has it.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Option:
     high: float | None
     metavar: str | None
     repeat: bool
+    form: bool
 
 
 def options(request: type) -> list[Option]:

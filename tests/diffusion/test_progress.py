@@ -10,11 +10,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vljax.diffusion.likelihood import bits_per_dimension
 from vljax.diffusion.noise import example_keys, start_noise
 from vljax.diffusion.process import Process
-from vljax.diffusion.progress import progress_bar, report_to
+from vljax.diffusion.progress import in_steps, progress_bar, report_to, shown_to
 from vljax.diffusion.samplers import ddim, ddim_inversion
 from vljax.diffusion.schedules import linear_schedule
 
@@ -66,6 +67,28 @@ def test_bar_is_drawn(tools, capsys):
     shown = capsys.readouterr().out
     assert "sampling" in shown
     assert "40/40" in shown
+
+
+def test_what_the_host_does_is_told_before_each_part(capsys):
+    heard, done = [], []
+
+    def until_two(*told):
+        heard.append(told)
+        if told[1] == 2:
+            raise InterruptedError
+
+    with shown_to(lambda *told: heard.append(told)):
+        assert list(in_steps("writing", "ab")) == ["a", "b"]
+    assert heard == [("writing", i, 2) for i in range(3)]
+    with shown_to(until_two), pytest.raises(InterruptedError):
+        done.extend(in_steps("writing", "abcd"))
+    assert done == ["a", "b"]
+    assert list(in_steps("writing", "a")) == ["a"]
+    assert not capsys.readouterr().out
+    assert list(in_steps("writing", "abc")) == ["a", "b", "c"]
+    shown = capsys.readouterr().out
+    assert "writing" in shown
+    assert "3/3" in shown
 
 
 def test_reports_are_spaced_by_time():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vljax.ops.parts import equal_parts, filled_batches, in_batches
+from vljax.ops.parts import equal_parts, filled_batches, joined
 
 
 @pytest.mark.parametrize(
@@ -27,15 +27,7 @@ def test_the_last_batch_is_filled_up(count, batches):
 
 
 def test_what_is_made_in_batches_is_joined():
-    sizes = []
-
-    def make(places):
-        sizes.append(len(places))
-        return {"double": 2 * places, "none": None}
-
-    for count, size, seen in ((5, 2, [2, 2, 2]), (3, 8, [3])):
-        made = in_batches(make, count, size)
-        np.testing.assert_array_equal(made["double"], 2 * np.arange(count))
-        assert made["none"] is None
-        assert sizes == seen
-        sizes.clear()
+    parts = ({"double": 2 * places, "none": None} for places in filled_batches(5, 2))
+    made = joined(parts, 5)
+    np.testing.assert_array_equal(made["double"], 2 * np.arange(5))
+    assert made["none"] is None

@@ -78,7 +78,7 @@ def test_every_request_has_a_form(name, room):
         html = client.get(f"/rooms/{name}").text
     form = Form(html)
     # All but the server's files and folders; each says what it does, and starts as it is given.
-    wanted = [one for one in options(system.request) if one.type is not File]
+    wanted = [one for one in options(system.request) if one.form and one.type is not File]
     assert set(form.fields) == {one.name for one in wanted}
     ids = [given["id"] for _, given in form.tags if "id" in given]
     assert len(ids) == len(set(ids)), "two elements of one id"
@@ -107,6 +107,20 @@ def test_what_is_wanted_comes_before_how_it_is_made():
     assert kinds["noise_mixing"].kind == "slider"
     assert not kinds["seed"].says
     assert kinds["reweight"].kind == "texts"
+
+
+def test_sizes_and_words_to_draw_from_are_no_counts(room):
+    shown = dataclasses.replace(room, system=load_system("text2image"))
+    asked = shown.ask({"height": ["512"], "width": ["768"], "top_k": ["1000"]}, None)
+    assert (asked.height, asked.width, asked.top_k) == (512, 768, 1000)
+    with pytest.raises(UserError, match="--height=5000"):
+        shown.ask({"height": ["5000"]}, None)
+
+
+def test_what_takes_hours_is_the_command_lines_alone(room):
+    shown = dataclasses.replace(room, system=load_system("voi"))
+    with pytest.raises(UserError, match="--distill"):
+        shown.ask({"distill": ["on"]}, None)
 
 
 def test_rooms_of_one_system_have_different_names():

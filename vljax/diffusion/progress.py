@@ -20,7 +20,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ from rich.progress import Progress as RichProgress
 
 SECONDS_BETWEEN_REPORTS = 0.1
 T = TypeVar("T", bound=PyTree)
+Item = TypeVar("Item")
 
 
 @jax.tree_util.register_dataclass
@@ -98,13 +99,7 @@ def progress_bar(description: str) -> Iterator[Progress]:
         with report_to(functools.partial(watcher, description)) as progress:
             yield progress
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with RichProgress(*columns) as bar:
+    with _bar() as bar:
         task = bar.add_task(description, total=None)
 
         def show(done: int, total: int) -> None:
@@ -112,6 +107,34 @@ def progress_bar(description: str) -> Iterator[Progress]:
 
         with report_to(show) as progress:
             yield progress
+
+
+def in_steps(description: str, items: Sequence[Item]) -> Iterator[Item]:
+    """Go through what the host does one after the other, with a bar (see `shown_to`).
+
+    What a watcher raises ends the loop before its next item. A single item has no bar: it would
+    only be seen when nothing is left to wait for.
+
+    Args:
+        description: What stands before the bar.
+        items: What is gone through; each must be finished when the next is asked for.
+    """
+    if (watcher := _watcher.get()) is not None:
+        for done, item in enumerate(items):
+            watcher(description, done, len(items))
+            yield item
+        watcher(description, len(items), len(items))
+    elif len(items) < 2:
+        yield from items
+    else:
+        with _bar() as bar:
+            yield from bar.track(items, description=description)
+
+
+def _bar() -> RichProgress:
+    return RichProgress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )
 
 
 def report(

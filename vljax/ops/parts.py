@@ -1,6 +1,6 @@
 """Many things in parts of one size, so that one program makes them in bounded memory."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import TypeVar
 
 import jax
@@ -33,16 +33,11 @@ def equal_parts(count: int, most: int) -> list[Int32[np.ndarray, " n"]]:
     return filled_batches(count, -(-count // -(-count // most)))
 
 
-def in_batches(make: Callable[[Int32[np.ndarray, " size"]], T], count: int, size: int) -> T:
-    """What is made of the numbers 0 to `count` − 1, a batch at a time; on the host.
+def joined(parts: Iterable[T], count: int) -> T:
+    """What was made of all numbers, part by part; on the host.
 
     Args:
-        make: Makes a tree of arrays of the numbers of a batch, whose rows come first.
-        count: At least 1.
-        size: Of a batch, at least 1; of `count` where that is less.
-
-    Returns:
-        The tree, with `count` rows.
+        parts: Trees of arrays, whose first axis is that of the numbers.
+        count: How many there are; at least 1.
     """
-    parts = [make(places) for places in filled_batches(count, min(size, count))]
     return jax.tree.map(lambda *some: np.concatenate(some)[:count], *parts)

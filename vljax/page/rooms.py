@@ -2,7 +2,7 @@
 
 A form has two parts. What a person says comes first: pictures and texts, up to the first field that
 is a number, a choice or a switch. From there on fields are settings. Files and folders of the
-server (`File`) are the command line's alone.
+server (`File`), and what a request says is no matter for a form, are the command line's alone.
 """
 
 import inspect
@@ -75,7 +75,7 @@ class Field:
 
 def fields(request: type) -> list[Field]:
     """The form of a request."""
-    offered = [one for one in options(request) if one.type is not File]
+    offered = [one for one in options(request) if one.form and one.type is not File]
     pictures = [one.name for one in offered if one.type == Picture and one.name != "mask"]
     made, says = [], True
     for one in offered:

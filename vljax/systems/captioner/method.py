@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,10 +23,11 @@ from vljax.data.pictures.maps import over_picture
 from vljax.data.source import Source, stacked
 from vljax.data.text.vocabulary import Vocabulary
 from vljax.diffusion.noise import example_keys
+from vljax.diffusion.progress import in_steps
 from vljax.errors import UserError
 from vljax.marks import END, PAD, START, UNKNOWN
 from vljax.models import decoding
-from vljax.ops.parts import in_batches
+from vljax.ops.parts import filled_batches, joined
 from vljax.pretrained.features import keep_features
 from vljax.systems.captioner.model import Captioners, features_of, part_of
 from vljax.systems.captioner.words import open_words
@@ -185,12 +186,12 @@ def write_all(
     **how: Any,
 ) -> Written:
     """`write_batch` of any number of examples, in batches of one size."""
-
-    def some(places: Int[np.ndarray, " b"]) -> Written:
-        here, first = [arrays[i] for i in places], int(places[0])
-        return write_batch(model, config, here, seed=seed, first=first, **how)
-
-    return in_batches(some, len(arrays), batch_size)
+    parts = []
+    batches = filled_batches(len(arrays), min(batch_size, len(arrays)))
+    for places in in_steps("describing", batches):
+        some = [arrays[i] for i in places]
+        parts.append(write_batch(model, config, some, seed=seed, first=places[0], **how))
+    return joined(parts, len(arrays))
 
 
 def words_of(words: Vocabulary, tokens: np.ndarray) -> list[str]:

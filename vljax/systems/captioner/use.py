@@ -39,7 +39,7 @@ class Request:
     attention: str = option("soft", choices=ATTENTIONS, help="who writes: with attention or none")
     beams: int = option(1, low=1, high=64, help="width of the search for the caption")
     temperature: float = option(0.0, low=0.0, help="of drawing words; 0: the most probable ones")
-    top_k: int = option(0, low=0, help="draw from so many words; 0 for all")
+    top_k: int = option(0, low=0, high=65536, help="draw from so many words; 0 for all")
     top_p: float = option(1.0, low=0.0, high=1.0, help="draw words from this share")
     seed: int = option(0, seed=True, help="of drawing words")
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
@@ -34,7 +33,7 @@ from vljax.metrics.report import Report, Row
 from vljax.metrics.retrieval import draw_distractors, retrieval_accuracy
 from vljax.metrics.statistics import standard_error
 from vljax.models.localizer import GridLocalizer
-from vljax.ops.parts import filled_batches
+from vljax.ops.parts import filled_batches, joined
 from vljax.ops.pixels import to_unit
 from vljax.request import File, check, option
 from vljax.systems.cdd_icm.detection import Detector, Pictures, open_detector, seer
@@ -408,11 +407,9 @@ def _retrieval(model: CDDICM, given: Dialogues, batch_size: int) -> Row:
     valid = np.arange(before.shape[1]) < given.lengths[:, None]
     arrays = (before[valid], given.tokens[valid], given.pictures[valid])
     count = len(arrays[0])
-    parts = [
-        _embedded(model, *(array[places] for array in arrays))
-        for places in filled_batches(count, batch_size)
-    ]
-    queries, targets = (jnp.concatenate(some)[:count] for some in zip(*parts, strict=True))
+    batches = filled_batches(count, batch_size)
+    parts = (_embedded(model, *(array[places] for array in arrays)) for places in batches)
+    queries, targets = joined(parts, count)
     own = np.arange(count)
     others = draw_distractors(np.random.default_rng(0), count, count, count - 1, own)
     shares = retrieval_accuracy(queries, targets, targets, others, ks=(1, 5, 10))

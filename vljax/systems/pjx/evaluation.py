@@ -21,6 +21,7 @@ from vljax.data.pictures.maps import over_picture
 from vljax.data.scenes import Scene
 from vljax.data.scenes.truth import read
 from vljax.data.scenes.world import masks
+from vljax.data.source import stacked
 from vljax.metrics import pointing
 from vljax.metrics.report import Report, Row
 from vljax.metrics.simulatability import guess_rightness, predict_answers
@@ -327,6 +328,6 @@ def _answer_only(model: PJX, judged: Judged, batch_size: int) -> Float[np.ndarra
     found, count = [], len(judged.arrays)
     for places in filled_batches(count, min(batch_size, count)):
         arrays = [judged.arrays[i] for i in places]
-        batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
+        batch = stacked(arrays)
         found.append(np.asarray(probabilities(model, batch)))
     return np.concatenate(found)[:count]

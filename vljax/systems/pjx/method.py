@@ -22,9 +22,10 @@ from vljax.data.source import Source, stacked
 from vljax.data.text.published import question_ids
 from vljax.data.text.vqa import Questions
 from vljax.diffusion.noise import example_keys
+from vljax.diffusion.progress import in_steps
 from vljax.models import decoding
 from vljax.models.explainer import Explainer
-from vljax.ops.parts import in_batches
+from vljax.ops.parts import filled_batches, joined
 from vljax.pretrained.features import keep_features
 from vljax.systems.pjx.model import PJX, answer, features_of
 from vljax.systems.pjx.words import PROGRAM_LENGTH, STEP_TABLE, Words, named, open_words
@@ -216,13 +217,13 @@ def explain_all(
     **how: Any,
 ) -> Explained:
     """`explain_batch` of any number of examples, in batches of one size."""
-
-    def some(places: Int[np.ndarray, " b"]) -> Explained:
-        here, told = [arrays[i] for i in places], [given[i] for i in places]
-        fixed = {"seed": seed, "first": int(places[0])}
-        return explain_batch(model, config, words, here, told, **fixed, **how)
-
-    return in_batches(some, len(arrays), batch_size)
+    parts = []
+    batches = filled_batches(len(arrays), min(batch_size, len(arrays)))
+    for places in in_steps("explaining", batches):
+        some, told = [arrays[i] for i in places], [given[i] for i in places]
+        fixed = {"seed": seed, "first": places[0]}
+        parts.append(explain_batch(model, config, words, some, told, **fixed, **how))
+    return joined(parts, len(arrays))
 
 
 @jax.jit

@@ -17,11 +17,12 @@ from vljax.data.scenes import Scene, render
 from vljax.data.scenes.counterfactuals import complement, without
 from vljax.data.scenes.explanations import explain as reasons_of
 from vljax.data.scenes.truth import read
+from vljax.data.source import stacked
 from vljax.errors import UserError
 from vljax.metrics import pointing
 from vljax.metrics.report import Row
 from vljax.metrics.statistics import standard_error
-from vljax.ops.parts import filled_batches
+from vljax.ops.parts import filled_batches, joined
 from vljax.systems.pjx.certificate import Certificate, certify, check, together
 from vljax.systems.pjx.method import (
     Arrays,
@@ -117,9 +118,9 @@ def certificates(
             for i in places
         )
         arrays = [judged.arrays[i] for i in places]
-        batch = {name: np.stack([one[name] for one in arrays]) for name in arrays[0]}
+        batch = stacked(arrays)
         found.append(certified(model, batch, given[places], seen))
-    all_of = Certificate(*(np.concatenate(one)[: len(given)] for one in zip(*found, strict=True)))
+    all_of = joined(found, len(given))
     values = {name: 100 * float(getattr(all_of, name).mean()) for name in Certificate._fields}
     values["certified"] = 100 * float(all_of.certified.mean())
     error = 100 * standard_error(all_of.certified)

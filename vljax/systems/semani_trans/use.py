@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from vljax.data.pictures.entities import Masks, feather, grow, paste, read_entities
 from vljax.data.pictures.images import contact_sheet, read_image, resize_and_crop
 from vljax.data.pictures.photographs import read_mask
+from vljax.diffusion.progress import in_steps
 from vljax.errors import UserError
 from vljax.models.alignment import (
     Choice,
@@ -84,7 +86,7 @@ class Request:
     )
     passes: int | None = option(None, low=1, help="of --decoding parallel (config.samples)")
     temperature: float | None = option(None, low=0.0, help="of drawing codes (config.samples)")
-    top_k: int | None = option(None, low=0, help="draw among so many codes, 0 for all")
+    top_k: int | None = option(None, low=0, high=65536, help="draw among so many codes, 0 for all")
     samples: int = option(1, low=1, high=64, help="how many pictures to draw")
     seed: int = option(0, seed=True, help="of the first picture")
     paste: bool = option(
@@ -375,11 +377,13 @@ def draw_wishes(
         for wish in wishes
     ]
     keeps = np.full(size, request.keep_shape)
-    made = []
-    for part in parts:
+    made, known = [], before
+    turns = [(part, place) for part in parts for place in range(len(told))]
+    for part, place in in_steps("drawing", turns):
         seeds = [request.seed + i for i in part.tolist()]
-        known = before
-        for words, edited in told:
-            known = known._replace(codes=drawing(model, known, words, edited, seeds, keeps))
-        made.append(np.asarray(show(model, known.codes)))
+        known = known if place else before
+        codes = drawing(model, known, *told[place], seeds, keeps)
+        known = known._replace(codes=jax.block_until_ready(codes))
+        if place == len(told) - 1:
+            made.append(np.asarray(show(model, known.codes)))
     return np.concatenate(made)[:count]

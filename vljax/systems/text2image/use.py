@@ -54,10 +54,17 @@ class Request:
         None, low=0, help="of drawing codes; 0: the most probable ones (default: config.samples)"
     )
     top_k: int | None = option(
-        None, low=0, help="draw among so many codes; 0 for all (default: config.samples)"
+        None,
+        low=0,
+        high=65536,
+        help="draw among so many codes; 0 for all (default: config.samples)",
     )
-    height: int | None = option(None, low=8, help="of the pictures (default: config.data)")
-    width: int | None = option(None, low=8, help="of the pictures (default: config.data)")
+    height: int | None = option(
+        None, low=8, high=4096, help="of the pictures (default: config.data)"
+    )
+    width: int | None = option(
+        None, low=8, high=4096, help="of the pictures (default: config.data)"
+    )
     image: Picture | None = option(None, help="begin with this picture")
     mask: Picture | None = option(None, help="draw in --image only here: white inside")
     concept: tuple[File, ...] = option(

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vljax.data.source import stacked
 from vljax.data.text import Text, pad_text
 from vljax.diffusion.noise import example_keys
+from vljax.diffusion.progress import in_steps
 from vljax.errors import UserError
 from vljax.models.decoding import check_choice
 from vljax.models.insertion_search import Written, sample, search_order
@@ -37,11 +38,13 @@ class Request:
     length_penalty: float = option(0.0, help="of the beam search; above 0: longer")
     sample: bool = option(False, help="draw instead of searching")
     temperature: float = option(1.0, low=0, help="of drawing; 0: greedy")
-    top_k: int = option(0, low=0, help="draw from so many; 0: from all")
+    top_k: int = option(0, low=0, high=65536, help="draw from so many; 0: from all")
     top_p: float = option(1.0, low=0, high=1, help="draw from this share")
     seed: int = option(0, seed=True, help="of drawing")
     distill: bool = option(
-        False, help="write every training source's text anew, as a data set for another order"
+        False,
+        help="write every training source's text anew, as a data set for another order",
+        form=False,
     )
 
 
@@ -60,7 +63,7 @@ def generate(model: VOI, config: ConfigDict, request: Request) -> Iterator[Resul
     transform = pad_text(config.data.max_source, config.data.max_target)
     padded = [transform(example, np.random.default_rng(0)) for example in examples]
     told: list[Line] = []
-    for places in filled_batches(len(padded), request.batch_size):
+    for places in in_steps("writing", filled_batches(len(padded), request.batch_size)):
         batch = stacked([padded[i] for i in places])
         written = _write(model, config, request, batch, int(places[0]))
         told += lines(written, texts(config).vocabulary)

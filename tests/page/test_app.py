@@ -1,9 +1,11 @@
 """The page's application: forms, drawing, limits, and what it never tells."""
 
+import asyncio
 import dataclasses
 import io
 import json
 import re
+import threading
 import time
 import zlib
 from html.parser import HTMLParser
@@ -13,13 +15,14 @@ import pytest
 from PIL import Image
 
 from vljax.data.pictures.images import encode_png
+from vljax.diffusion.progress import in_steps
 from vljax.errors import UserError
 from vljax.page import queue as queues
 from vljax.page.queue import without_paths
 from vljax.page.rooms import MOST_COUNT, fields, name_rooms
 from vljax.page.uploads import MOST_BYTES, Uploads
 from vljax.request import File, Picture, options
-from vljax.systems import load_system, names
+from vljax.systems import Result, load_system, names
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
@@ -181,11 +184,57 @@ def test_a_request_is_cancelled_while_it_is_drawn_and_while_it_waits(client):
     assert finish(client, draw(client).json()["id"])["state"] == "done"  # and life goes on
 
 
+def test_what_is_made_part_by_part_is_cancelled_between_two(client, room, monkeypatch):
+    """As texts are written and pictures described, where no compiled program tells its steps."""
+    begun, go_on = [], threading.Event()
+
+    def parts(*_):
+        for part in in_steps("writing", range(10)):
+            begun.append(part)
+            assert go_on.wait(60)
+        yield Result("written.json", "{}")
+
+    monkeypatch.setattr(type(room), "draw", parts)
+    job = draw(client).json()["id"]
+    until = time.monotonic() + 60
+    while not begun and time.monotonic() < until:
+        time.sleep(0.01)
+    state = client.get(f"/jobs/{job}").json()
+    assert (state["what"], state["done"], state["total"]) == ("writing", 0, 10)
+    client.post(f"/jobs/{job}/cancel")
+    go_on.set()
+    state = finish(client, job)
+    assert (state["state"], state["message"]) == ("cancelled", "")
+    assert begun == [0]
+
+
+def test_closing_does_not_wait_for_what_cannot_be_stopped(room, monkeypatch):
+    monkeypatch.setattr(queues, "CLOSING", 0.1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def endless(*_):
+        begun.set()
+        go_on.wait(60)
+        yield Result("written.json", "{}")
+
+    monkeypatch.setattr(type(room), "draw", endless)
+    queue = queues.Queue()
+    queue.put(queues.Job(room, {}, None))
+    assert begun.wait(60)
+    queue.close()
+    assert queue._worker.is_alive()
+    go_on.set()
+    queue._worker.join(60)
+    assert not queue._worker.is_alive()
+
+
 def test_what_nobody_waits_for_is_dropped(client, monkeypatch):
     monkeypatch.setattr(queues, "PATIENCE", -1.0)
     job = draw(client, steps=["999"]).json()["id"]
     time.sleep(0.2)
-    assert client.get(f"/jobs/{job}").json()["state"] == "cancelled"
+    state = client.get(f"/jobs/{job}").json()
+    assert state["state"] == "cancelled"
+    assert "nobody looked at it" in state["message"]
 
 
 def test_the_queue_is_limited(client, monkeypatch):
@@ -243,6 +292,29 @@ def test_a_form_that_is_none_is_refused(client, body):
     assert client.post("/rooms/sdg/draw", content=body).status_code == 400
 
 
+def test_a_name_that_is_no_text_is_refused(client):
+    answer = client.post("/rooms/sdg/draw", content=b'{"\\ud800": ["x"]}')
+    assert answer.status_code == 400
+    assert "no such field" in answer.json()["error"]
+
+
+def test_who_goes_away_while_sending_is_no_failure_of_the_server(client):
+    sent, messages = [], [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive():
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/rooms/sdg/draw", "query_string": b""},
+        **{"headers": [(b"host", b"127.0.0.1")], "http_version": "1.1", "root_path": ""},
+    }
+    asyncio.run(client.app(scope, receive, send))
+    assert sent[0]["status"] == 400
+
+
 def test_paths_are_not_told():
     assert without_paths("/srv/runs/w/config.json is damaged") == "config.json is damaged"
     assert without_paths("--image: '~/photos/a.png'; and/or 3/4") == "--image: 'a.png'; and/or 3/4"
@@ -271,6 +343,8 @@ def header(width, height):
         (header(10_000, 10_000), "million pixels"),
         (header(100_000, 100_000), "million pixels"),
         (bytes(MOST_BYTES + 1), "MiB"),
+        (png(1, 2000), "longer than 20:1"),
+        (png(41, 2), "longer than 20:1"),
     ],
 )
 def test_what_is_no_fitting_picture_is_refused(client, data, words):
@@ -285,6 +359,7 @@ def test_a_picture_is_kept_by_what_it_holds(client):
     assert (first["height"], first["width"]) == (4, 6)
     back = client.get(f"/uploads/{first['key']}")
     assert Image.open(io.BytesIO(back.content)).size == (6, 4)
+    assert "immutable" in back.headers["cache-control"]
     html = client.get(f"/rooms/sdg?image={first['key']}").text
     assert f'data-key="{first["key"]}"' in html
 
@@ -356,7 +431,18 @@ def test_a_page_for_others_asks_for_its_token(room):
         assert draw(client).status_code == 403
         answer = client.get("/rooms/sdg?seed=3&token=s3cret", follow_redirects=False)
         assert answer.headers["location"] == "/rooms/sdg?seed=3"
-        assert "httponly" in answer.headers["set-cookie"].lower()
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        # Links from elsewhere open the page; another page's posts are refused all the same.
+        assert "samesite=lax" in cookie
+        origin = {"origin": "http://evil.example"}
+        assert client.post("/rooms/sdg/draw", json=DRAW, headers=origin).status_code == 403
+        # A page on another port of this machine has its own.
+        assert cookie.startswith("vljax_token_80=")
+        there = {"host": "example.org:8081"}
+        assert client.get("/rooms/sdg", headers=there).status_code == 403
+        answer = client.get("/?token=s3cret", headers=there, follow_redirects=False)
+        assert answer.headers["set-cookie"].startswith("vljax_token_8081=")
         assert client.get("/rooms/sdg").status_code == 200  # by the cookie
         answer = client.get("//evil.example?token=s3cret", follow_redirects=False)
         assert not answer.headers.get("location", "/").startswith("//")

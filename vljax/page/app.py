@@ -25,7 +25,7 @@ import jinja2
 from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import (
     HTMLResponse,
     JSONResponse,
@@ -39,7 +39,6 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vljax import __version__
-from vljax.data.pictures.images import encode_png
 from vljax.errors import UserError
 from vljax.page.queue import Job, Queue, without_paths
 from vljax.page.rooms import MOST_CHARACTERS, MOST_TEXTS, Room
@@ -55,7 +54,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-COOKIE = "vljax_token"
 
 
 def is_loopback(host: str) -> bool:
@@ -151,8 +149,9 @@ def make_app(rooms: Sequence[Room], token: str = "") -> Starlette:
         return JSONResponse({"key": key, "height": pixels.shape[0], "width": pixels.shape[1]})
 
     async def uploaded(request: Request) -> Response:
-        pixels = uploads[request.path_params["key"]]
-        return Response(await run_sync(encode_png, pixels), media_type="image/png")
+        data = await run_sync(uploads.png, request.path_params["key"])
+        headers = {"Cache-Control": "private, max-age=3600, immutable"}  # a key is of one content
+        return Response(data, media_type="image/png", headers=headers)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -202,11 +201,12 @@ def _form(data: bytes) -> dict[str, list[str]]:
         for texts in values.values()
     ):
         raise UserError('the form cannot be read: send JSON {"field": ["text", …]}')
-    # A lone surrogate is no text that could be written anywhere.
-    return {
-        name: [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-        for name, texts in values.items()
-    }
+    return {_writable(name): [_writable(text) for text in texts] for name, texts in values.items()}
+
+
+def _writable(text: str) -> str:
+    """A text without lone surrogates, which could be written nowhere."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -214,13 +214,17 @@ async def _body(request: Request, most: int) -> bytes:
 
     Raises:
         UserError: it is more.
+        HTTPException: the browser went away meanwhile; nobody reads the answer.
     """
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise too_large() if most == MOST_BYTES else UserError("the form is too long")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise too_large() if most == MOST_BYTES else UserError("the form is too long")
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise HTTPException(400, "this was not sent to its end") from error
     return b"".join(parts)
 
 
@@ -281,7 +285,9 @@ class Guard:
         host = request.headers.get("host", "")
         origin = request.headers.get("origin", f"//{host}")
         try:
-            name, sender = urlsplit(f"//{host}").hostname or "", urlsplit(origin).netloc
+            here, sender = urlsplit(f"//{host}"), urlsplit(origin).netloc
+            # Browsers keep cookies by name alone: pages on other ports have theirs.
+            name, cookie = here.hostname or "", f"vljax_token_{here.port or 80}"
         except ValueError:
             return PlainTextResponse("no page has such an address\n", 403)
         if not self._token and not is_loopback(name):
@@ -290,7 +296,7 @@ class Guard:
             return PlainTextResponse("this comes from another page\n", 403)
         if not self._token:
             return None
-        if self._knows(request.cookies.get(COOKIE, "")):
+        if self._knows(request.cookies.get(cookie, "")):
             return None
         if not self._knows(request.query_params.get("token", "")):
             return PlainTextResponse(
@@ -302,7 +308,8 @@ class Guard:
         ]
         path = "/" + request.url.path.lstrip("/")
         answer = RedirectResponse(f"{path}?{urlencode(rest)}" if rest else path)
-        answer.set_cookie(COOKIE, self._token, httponly=True, samesite="strict")
+        # Lax: a link in a mail opens the page. What another page posts is refused by its origin.
+        answer.set_cookie(cookie, self._token, httponly=True, samesite="lax")
         return answer
 
     def _knows(self, told: Any) -> bool:

@@ -27,8 +27,11 @@ from vljax.page.rooms import Room, Values
 MOST_WAITING, MOST_KEPT, MOST_RESULTS = 64, 100, 300
 #: Bytes of results that are kept; beyond it the oldest requests are forgotten.
 KEPT_BYTES = 2**28
-#: A request that nobody has watched for so many seconds is dropped.
-PATIENCE = 30.0
+#: A request that nobody has watched for so many seconds is dropped. Browsers let a hidden tab ask
+#: once a minute.
+PATIENCE = 120.0
+#: Seconds that closing waits for what is being drawn; a compiled program cannot be interrupted.
+CLOSING = 5.0
 
 _NAME = re.compile(r"[^A-Za-z0-9._-]")
 _PATH = re.compile(r"(?<![\w./])~?(?:/[^\s/'\":;,]+)+/([^\s/'\":;,]*)")
@@ -58,6 +61,7 @@ class Job:
         self._watchers: set[Callable[[], None]] = set()
         self._watched = time.monotonic()
         self._cancelled = threading.Event()
+        self._why = ""
 
     @property
     def is_over(self) -> bool:
@@ -111,13 +115,14 @@ class Job:
             CancelledError: it should not.
         """
         if not self._watchers and time.monotonic() - self._watched > PATIENCE:
+            self._why = f"nobody looked at it for {PATIENCE:g} seconds: draw it again"
             self._cancelled.set()
         if self._cancelled.is_set():
             raise CancelledError
 
     def end(self, state: str, message: str = "") -> None:
         """Nothing more will come."""
-        self.state, self.message = state, message
+        self.state, self.message = state, self._why if state == "cancelled" else message
         self.ended = time.monotonic()
         self.asked = None  # its pictures
         self.changed()
@@ -138,13 +143,13 @@ class Queue:
         self._worker.start()
 
     def close(self) -> None:
-        """Cancel everything and wait for the thread."""
+        """Cancel everything and wait a moment for the thread, which ends with the process."""
         with self._change:
             self._open = False
             for job in self._jobs.values():
                 job.cancel()
             self._change.notify()
-        self._worker.join()
+        self._worker.join(CLOSING)
         jax.monitoring.unregister_event_duration_listener(self._listen)
         logging.getLogger("jax._src.callback").removeFilter(_unless_cancelled)
 

@@ -13,11 +13,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vljax.data.pictures.images import FORMATS, decode_image
+from vljax.data.pictures.images import FORMATS, decode_image, encode_png
 from vljax.errors import UserError
 
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 16 * 10**6
+#: Longer side by shorter; beyond it nothing would be seen, and what is drawn beside it grows long.
+MOST_PROPORTION = 20
 #: Decoded bytes that are kept; beyond it the oldest are forgotten.
 KEPT_BYTES = 2**28
 
@@ -63,6 +65,16 @@ class Uploads:
             self._kept.move_to_end(key)
             return pixels
 
+    def png(self, key: str) -> bytes:
+        """The picture of a key as a file.
+
+        Raises:
+            UserError: the picture is not kept (any more).
+        """
+        pixels = self[key]
+        with self._decoding:  # one at a time, as they are decoded
+            return encode_png(pixels)
+
 
 def too_large() -> UserError:
     """Of a file with too many bytes."""
@@ -83,6 +95,10 @@ def _decoded(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     if width * height > MOST_PIXELS:
         raise UserError(
             f"the picture has more than {MOST_PIXELS / 1e6:g} million pixels: give a smaller one"
+        )
+    if max(width, height) > MOST_PROPORTION * min(width, height):
+        raise UserError(
+            f"the picture of {width}×{height} pixels is longer than {MOST_PROPORTION}:1: crop it"
         )
     try:
         return decode_image(data)

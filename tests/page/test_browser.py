@@ -121,7 +121,8 @@ def test_draw_watch_and_come_back_by_the_address(page, address):
 def test_cancel_after_some_steps(page, address):
     page.goto(f"{address}/rooms/sdg?num_images=2&batch_size=2&sampler=ddpm&steps=1000")
     page.click("#form button[type=submit]")
-    see(page, "told", r"[1-9]\d* of 1000 steps")
+    see(page, "tally", r"[1-9]\d* of 1000 steps")
+    see(page, "told", "^Drawing$")  # which is read aloud, and not at every step
     page.click("#cancel")
     see(page, "told", "^Cancelled")
 
@@ -173,3 +174,79 @@ def test_a_mistake_is_told(page, address):
     page.click("#form button[type=submit]")
     page.wait_for_selector("#error:visible")
     assert "no CLIP to be guided by" in page.inner_text("#error")
+    playwright.expect(page.locator("#error")).to_be_in_viewport()
+
+
+def test_what_came_before_can_be_chosen_while_something_is_drawn(page, address):
+    page.goto(f"{address}/rooms/sdg?num_images=2&batch_size=2&seed=1")
+    page.click("#form button[type=submit]")
+    see(page, "told", "^Done")
+    page.evaluate("for (const one of document.querySelectorAll('#steps')) one.value = '1000'")
+    page.evaluate("document.querySelector('#sampler').value = 'ddpm'")
+    page.click("#form button[type=submit]")
+    see(page, "tally", r"[1-9]\d* of 1000 steps")
+    first = page.locator("#history button").last
+    first.focus()
+    step = page.inner_text("#tally")
+    playwright.expect(page.locator("#tally")).not_to_have_text(step)
+    playwright.expect(first).to_be_focused()
+    page.keyboard.press("Enter")
+    see(page, "told", "^Done")
+    assert page.input_value("#steps") == ""
+    # One question that fails is no end of what is drawn.
+    page.evaluate("""[window.asked, window.kept] = [0, window.fetch];
+        window.fetch = async () => { asked += 1; throw Error(); }; 0""")
+    until = time.monotonic() + 60
+    while page.evaluate("asked") < 2 and time.monotonic() < until:
+        page.wait_for_timeout(50)
+    assert page.get_attribute("#history button >> nth=0", "aria-label").endswith(", drawing")
+    page.evaluate("window.fetch = kept; 0")
+    page.click("#history button >> nth=0")
+    see(page, "told", "^D(rawing|one)")
+    page.evaluate("document.querySelector('#cancel').click()")
+
+
+def test_what_other_rooms_draw_is_asked_about(page, address):
+    page.goto(f"{address}/rooms/sdg?num_images=2&batch_size=2&sampler=ddpm&steps=1000")
+    page.click("#form button[type=submit]")
+    see(page, "tally", r"[1-9]\d* of 1000 steps")
+    with page.expect_response(re.compile(r"/jobs/[\w-]+$"), timeout=30_000):
+        page.goto(f"{address}/rooms/shape_guided")
+    page.goto(f"{address}/rooms/sdg")
+    page.evaluate("""async () => {
+        const [job] = JSON.parse(sessionStorage.getItem("vljax sdg"));
+        await fetch(`/jobs/${job.id}/cancel`, {method: "POST"});
+    }""")
+
+
+def test_a_stroke_during_the_masks_upload_counts_the_next_time(page, address, painted):
+    page.goto(f"{address}/rooms/shape_guided")
+    photo = encode_png(np.full((40, 80, 3), 200, np.uint8))
+    page.set_input_files(
+        "[data-name=image] input[type=file]",
+        {"name": "a.png", "mimeType": "image/png", "buffer": photo},
+    )
+    canvas = page.locator(".easel canvas")
+    playwright.expect(canvas).to_have_attribute("width", "80")
+    canvas.focus()
+    page.keyboard.press("Space")
+    page.fill("#edit_prompt", "a red star")
+    held = []
+    page.route("**/uploads", lambda route: held.append(route))
+    before = len(painted)
+    page.keyboard.press("Control+Enter")
+    while not held:
+        page.wait_for_timeout(20)
+    canvas.focus()
+    for _ in range(8):
+        page.keyboard.press("Shift+ArrowRight")
+        page.keyboard.press("Space")
+    held[0].continue_()
+    see(page, "told", "^Done")
+    page.unroute("**/uploads")
+    page.keyboard.press("Control+Enter")
+    until = time.monotonic() + 60
+    while len(painted) < before + 2 and time.monotonic() < until:
+        page.wait_for_timeout(50)
+    first, second = (one.mask[..., 0] > 127 for one in painted[before:])
+    assert second.sum() > first.sum() > 0

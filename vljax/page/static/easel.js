@@ -6,6 +6,7 @@ export class Easel {
     [this.size, this.eraser] = [box.querySelector(".size"), box.querySelector(".erase")];
     this.pen = this.canvas.getContext("2d");
     [this.isPainted, this.last, this.cursor, this.pending] = [false, null, null, ""];
+    this.strokes = 0; // and whatever else changes the mask: whether it is still the same
     this.picture.addEventListener("load", () => this.fit());
     this.canvas.addEventListener("pointerdown", (event) => {
       this.canvas.setPointerCapture(event.pointerId);
@@ -43,6 +44,7 @@ export class Easel {
   clear() {
     this.pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
     [this.isPainted, this.last, this.pending] = [false, null, ""];
+    this.strokes += 1;
   }
 
   // A mask that was given, as if it had been painted.
@@ -93,6 +95,7 @@ export class Easel {
     pen.stroke();
     pen.globalCompositeOperation = "source-over";
     [this.last, this.isPainted, this.pending] = [[x, y], true, ""];
+    this.strokes += 1;
     this.changed();
   }
 

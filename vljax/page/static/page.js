@@ -20,7 +20,7 @@ async function ask(address, options = {}) {
   const text = await answer.text();
   let told = {};
   try { told = JSON.parse(text); } catch { told = { error: text }; }
-  if (!answer.ok) throw new Error(told.error || `the server answers ${answer.status}`);
+  if (!answer.ok) throw Object.assign(new Error(told.error || `the server answers ${answer.status}`), { status: answer.status });
   return told;
 }
 
@@ -34,6 +34,8 @@ async function upload(blob) {
 function complain(message) {
   $("error").textContent = message;
   $("error").hidden = !message;
+  // On a narrow screen it stands below the form, out of sight.
+  if (message) $("error").scrollIntoView({ block: "nearest" });
 }
 
 // Pictures that are given -------------------------------------------------------------------------
@@ -99,8 +101,12 @@ async function collect() {
     else if (kind === "texts") texts = [...one.querySelectorAll("li input")].map((input) => input.value);
     else if (kind === "picture" || kind === "mask") {
       const easel = easels.get(one);
-      if (easel?.isPainted && !one.dataset.key) one.dataset.key = (await upload(await easel.mask())).key;
       texts = [one.dataset.key];
+      if (easel?.isPainted && !one.dataset.key) {
+        const { strokes } = easel;
+        texts = [(await upload(await easel.mask())).key];
+        if (easel.strokes === strokes) [one.dataset.key] = texts; // else it was painted on meanwhile
+      }
     } else if (kind === "slider") texts = [one.querySelector("input[type=number]").value];
     else texts = [one.querySelector("input, select, textarea").value];
     texts = texts.filter((text) => text.trim());
@@ -147,6 +153,7 @@ let current = null, chosen = null, follows = true, stream = null;
 const address = (job, number) => `/jobs/${job.id}/results/${number}`;
 const picturesOf = (job) => job.told.results.map((result, number) => ({ ...result, number })).filter((one) => one.picture);
 const isOver = (job) => ["done", "failed", "cancelled"].includes(job.told.state);
+const isGone = (error) => error.status === 404; // any other failure may pass
 const remember = () => sessionStorage.setItem(`vljax ${room}`, JSON.stringify(jobs.map(({ id, values }) => ({ id, values }))));
 
 async function draw() {
@@ -169,36 +176,55 @@ function open(job) {
   stream?.close();
   [current, chosen, follows] = [job, null, true];
   show();
-  if (isOver(job)) return;
+  if (!isOver(job)) follow(job);
+}
+
+function follow(job) {
   stream = new EventSource(`/jobs/${job.id}/events`);
   const own = stream;
   stream.onmessage = (event) => { job.told = JSON.parse(event.data); if (isOver(job)) own.close(); if (job === current) show(); };
   stream.onerror = async () => {
     if (own.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
-    try { job.told = await ask(`/jobs/${job.id}`); } catch (error) { job.told = { ...job.told, state: "failed", message: error.message }; }
-    if (job === current) show();
+    await look(job);
+    if (own !== stream) return;
+    show();
+    if (!isOver(job)) setTimeout(() => { if (own === stream) follow(job); }, 2000);
   };
 }
 
-// Requests that are not looked at are asked about now and then: browsers open few streams.
+async function look(job) {
+  try { job.told = await ask(`/jobs/${job.id}`); } catch (error) { if (isGone(error)) job.told = { ...job.told, state: "failed", message: error.message }; }
+}
+
+// Requests that are not looked at are asked about now and then: browsers open few streams. So are
+// those of other rooms, for the server draws only what somebody waits for.
 async function watchOthers() {
   for (const job of jobs.filter((one) => one !== current && !isOver(one))) {
-    try { job.told = await ask(`/jobs/${job.id}`); } catch { job.told.state = "failed"; }
+    await look(job);
     showHistory();
   }
+  for (const job of elsewhere.filter((one) => !isOver(one))) await look(job);
   setTimeout(watchOthers, 2000);
 }
 
-function status({ state, place, what, done, total, seconds, message }) {
-  if (state === "waiting") return place ? `Waiting: ${place} before you` : "Waiting";
-  if (state === "drawing") return what ? `${what} · ${done} of ${total} steps` : "Preparing; a first drawing of its size is compiled";
+function status({ state, what, seconds, message }) {
+  if (state === "waiting") return "Waiting";
+  if (state === "drawing") return what ? "Drawing" : "Preparing; a first drawing of its size is compiled";
   if (state === "done") return `Done in ${seconds} s`;
-  return state === "cancelled" ? "Cancelled" : message ? "It could not be drawn" : "Failed";
+  if (state === "cancelled") return message ? `Cancelled: ${message}` : "Cancelled";
+  return message ? "It could not be drawn" : "Failed";
+}
+
+// How far it is; apart from the state, which is read aloud whenever it changes.
+function tally({ state, place, what, done, total }) {
+  if (state === "waiting" && place) return `${place} before you`;
+  return state === "drawing" && what ? `${what} · ${done} of ${total} steps` : "";
 }
 
 function show() {
   const { told } = current;
-  $("told").textContent = status(told);
+  if ($("told").textContent !== status(told)) $("told").textContent = status(told);
+  $("tally").textContent = tally(told);
   $("cancel").hidden = isOver(current);
   $("progress").hidden = isOver(current);
   if (told.total && told.state === "drawing") $("progress").value = told.done / told.total; else $("progress").removeAttribute("value");
@@ -302,17 +328,31 @@ function showTexts() {
   }
 }
 
+// A button stays the same while its request goes on, lest a click or the focus on it be lost.
 function showHistory() {
   $("past").hidden = jobs.length < 2;
-  $("history").replaceChildren(...jobs.map((job) => {
-    const pictures = picturesOf(job), row = element("li"), words = Object.values(job.values).flat().find((text) => /\s|[a-z]{3}/i.test(text) && !/^[0-9a-f]{20}$/.test(text)) || "";
+  const list = $("history");
+  for (const row of [...list.children]) if (!jobs.some((job) => job.row === row)) row.remove();
+  jobs.forEach((job, place) => {
+    job.row ??= historyRow(job);
+    if (list.children[place] !== job.row) list.insertBefore(job.row, list.children[place] || null);
+    const pictures = picturesOf(job), button = job.row.firstChild;
+    const looks = `${job.told.state} ${pictures.length} ${job === current}`;
+    if (button.dataset.looks === looks) return;
+    button.dataset.looks = looks;
+    const words = Object.values(job.values).flat().find((text) => /\s|[a-z]{3}/i.test(text) && !/^[0-9a-f]{20}$/.test(text)) || "";
     const label = words || `seed ${job.values.seed || 0}`;
-    const button = element("button", "", { type: "button", "aria-current": String(job === current), "aria-label": `${label}, ${job.told.state}` });
-    button.append(pictures.length ? element("img", "", { src: address(job, (pictures.length ? bestOf(job, pictures) : pictures[0]).number), alt: "" }) : element("span", job.told.state, { class: "blank" }), element("span", label, { class: "words" }));
-    button.addEventListener("click", () => { complain(""); fill(job.values); history.replaceState(null, "", `?${query(job.values)}`); open(job); });
-    row.append(button);
-    return row;
-  }));
+    button.setAttribute("aria-current", String(job === current));
+    button.setAttribute("aria-label", `${label}, ${job.told.state}`);
+    button.replaceChildren(pictures.length ? element("img", "", { src: address(job, bestOf(job, pictures).number), alt: "" }) : element("span", job.told.state, { class: "blank" }), element("span", label, { class: "words" }));
+  });
+}
+
+function historyRow(job) {
+  const row = element("li"), button = element("button", "", { type: "button" });
+  button.addEventListener("click", () => { complain(""); fill(job.values); history.replaceState(null, "", `?${query(job.values)}`); open(job); });
+  row.append(button);
+  return row;
 }
 
 function bestOf(job, pictures) { const kept = current; current = job; const one = best(pictures); current = kept; return one; }
@@ -368,8 +408,12 @@ $("wipe").querySelector("input").addEventListener("input", (event) => $("frame")
 $("onward").addEventListener("click", onward);
 
 // What this tab asked before, as far as the server still has it; and the address's own result.
-for (const job of JSON.parse(sessionStorage.getItem(`vljax ${room}`) || "[]")) {
-  try { jobs.push({ ...job, told: await ask(`/jobs/${job.id}`) }); } catch { /* forgotten */ }
+const unknown = { state: "waiting", results: [], place: 0 };
+const remembered = (name) => JSON.parse(sessionStorage.getItem(name) || "[]").map((job) => ({ ...job, told: unknown }));
+const elsewhere = Object.keys(sessionStorage).filter((name) => name.startsWith("vljax ") && name !== `vljax ${room}`).flatMap(remembered);
+for (const job of remembered(`vljax ${room}`)) {
+  try { job.told = await ask(`/jobs/${job.id}`); } catch (error) { if (isGone(error)) continue; }
+  jobs.push(job);
 }
 const same = jobs.find((job) => `?${query(job.values)}` === location.search);
 if (same) open(same); else if (jobs.length) showHistory();

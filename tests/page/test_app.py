@@ -222,10 +222,10 @@ def test_closing_does_not_wait_for_what_cannot_be_stopped(room, monkeypatch):
     queue.put(queues.Job(room, {}, None))
     assert begun.wait(60)
     queue.close()
-    assert queue._worker.is_alive()
+    assert queue.is_drawing
     go_on.set()
     queue._worker.join(60)
-    assert not queue._worker.is_alive()
+    assert not queue.is_drawing
 
 
 def test_what_nobody_waits_for_is_dropped(client, monkeypatch):

@@ -7,8 +7,10 @@ Only this machine can open the page, unless `--host` says otherwise; then its ad
 
 import argparse
 import contextlib
+import os
 import secrets
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,8 +74,9 @@ def main(argv: Sequence[str]) -> int:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"open http://{shown}:{port}/{f'?token={token}' if token else ''}", flush=True)
+    app = make_app(rooms, token)
     settings = uvicorn.Config(
-        make_app(rooms, token),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -82,6 +85,10 @@ def main(argv: Sequence[str]) -> int:
     # Ctrl-C is how a page ends; the server has closed by the time it hands it on.
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run(sockets=[listening])
+    if app.state.queue.is_drawing:
+        # Ending as usual, the interpreter would abort under the program that is still running.
+        sys.stdout.flush()
+        os._exit(0)
     return 0
 
 

@@ -178,6 +178,7 @@ def make_app(rooms: Sequence[Room], token: str = "") -> Starlette:
         },
         lifespan=lifespan,
     )
+    app.state.queue = queue
     app.add_middleware(Guard, token=token)
     return app
 

@@ -153,6 +153,11 @@ class Queue:
         jax.monitoring.unregister_event_duration_listener(self._listen)
         logging.getLogger("jax._src.callback").removeFilter(_unless_cancelled)
 
+    @property
+    def is_drawing(self) -> bool:
+        """Whether a request is being drawn; after `close`, one that could not be stopped."""
+        return self._current is not None
+
     def put(self, job: Job) -> None:
         """Have a request drawn.
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vljax.models.layers import Conv
+from vljax.models.layers import Conv, next_key
 from vljax.models.parameters import with_parameters
 from vljax.models.perceptual import LPIPS
 from vljax.models.vqgan import VQGAN
@@ -37,7 +37,7 @@ class BatchNormalised(nnx.Module):
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
-        self.weight = nnx.Param(1 + 0.02 * jax.random.normal(rngs.params(), (channels,)))
+        self.weight = nnx.Param(1 + 0.02 * jax.random.normal(next_key(rngs), (channels,)))
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -90,7 +90,7 @@ def _leaky(x: Array) -> Array:
 
 def _convolution(channels: int, out: int, stride: int, bias: bool, rngs: nnx.Rngs) -> Conv:
     conv = Conv(channels, out, 4, stride=stride, padding=1, bias=bias, rngs=rngs)
-    conv.weight[...] = 0.02 * jax.random.normal(rngs.params(), conv.weight.shape)
+    conv.weight[...] = 0.02 * jax.random.normal(next_key(rngs), conv.weight.shape)
     return conv
 
 

@@ -20,19 +20,31 @@ from vljax.ops.convolution import conv2d
 from vljax.ops.projection import project
 
 
+def next_key(rngs: nnx.Rngs) -> Key[Array, ""]:
+    """What `rngs.params()` gives.
+
+    Flax's own way to count asks the traced count for its sharding, and JAX's refusal names every
+    operation that the count came from, so tracing a network took time quadratic in its parameters.
+    """
+    stream = rngs.params
+    key = jax.random.fold_in(stream.key[...], stream.count[...])
+    stream.count.set_value(stream.count[...] + 1)
+    return key
+
+
 def fan_in_uniform(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, zero: bool) -> Array:
     """Uniform on ±1/√fan_in, PyTorch's default, or zeros; float32."""
     if zero:
         return jnp.zeros(shape)
     bound = fan_in**-0.5
-    return jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+    return jax.random.uniform(next_key(rngs), shape, jnp.float32, -bound, bound)
 
 
 def normal(
     rngs: nnx.Rngs, shape: tuple[int, ...], std: float, published: str | None = None
 ) -> nnx.Param:
     """A parameter drawn from N(0, std²), float32."""
-    value = std * jax.random.normal(rngs.params(), shape)
+    value = std * jax.random.normal(next_key(rngs), shape)
     return nnx.Param(value, published=published) if published else nnx.Param(value)
 
 
@@ -216,7 +228,7 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, count: int, features: int, *, rngs: nnx.Rngs) -> None:
-        self.weight = nnx.Param(jax.random.normal(rngs.params(), (count, features)))
+        self.weight = nnx.Param(jax.random.normal(next_key(rngs), (count, features)))
 
     def __call__(self, index: Int[Array, "*b"]) -> Float[Array, "*b f"]:
         return self.weight[...][index]

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vljax.errors import UserError
-from vljax.models.layers import Embedding, Linear, dropout
+from vljax.models.layers import Embedding, Linear, dropout, next_key
 from vljax.models.recurrent import LSTM, LSTMState
 
 # PJ-X's words and LSTM weights start uniform between minus and plus this.
@@ -119,7 +119,7 @@ class WordVectors(nnx.Module):
     """
 
     def __init__(self, count: int, features: int, *, bound: float = BOUND, rngs: nnx.Rngs) -> None:
-        table = jax.random.uniform(rngs.params(), (count, features), minval=-bound, maxval=bound)
+        table = jax.random.uniform(next_key(rngs), (count, features), minval=-bound, maxval=bound)
         self.weight = nnx.Param(table)
         self.bias = nnx.Param(jnp.zeros(features))
 

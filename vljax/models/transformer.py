@@ -27,7 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vljax.errors import UserError
-from vljax.models.layers import Embedding, LayerNorm, Linear, dropout
+from vljax.models.layers import Embedding, LayerNorm, Linear, dropout, next_key
 from vljax.models.remat import rematerialised
 from vljax.ops.attention import ATTENTION, MASKED, attention
 
@@ -104,7 +104,7 @@ class Attention(nnx.Module):
         size = features // heads
         if scheme in ("relative", "insertion"):
             count = 3 if scheme == "insertion" else 2 * max_distance + 1
-            start = jax.random.normal(rngs.params(), (count, size)) * size**-0.5
+            start = jax.random.normal(next_key(rngs), (count, size)) * size**-0.5
             self.distances = nnx.Param(start)
         if scheme == "xl":
             self.distance = Linear(features, features, rngs=rngs, bias=False)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from vljax.errors import UserError
 from vljax.models.arguments import keeps_arguments
 from vljax.models.autoencoder import Decoder, Encoder, check_levels, check_sides, todays_names
-from vljax.models.layers import Conv, Embedding
+from vljax.models.layers import Conv, Embedding, next_key
 from vljax.models.parameters import copied
 from vljax.ops.quantization import nearest, straight_through
 
@@ -74,7 +74,7 @@ class Quantizer(nnx.Module):
         self.embedding = Embedding(num_codes, channels, rngs=rngs)
         bound = 1.0 / num_codes
         self.embedding.weight[...] = jax.random.uniform(
-            rngs.params(), (num_codes, channels), jnp.float32, -bound, bound
+            next_key(rngs), (num_codes, channels), jnp.float32, -bound, bound
         )
 
     def __call__(self, z: Float[Array, "b h w d"]) -> Quantized:

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from vljax.models.answerers.answer import Answer, classifier, logits, split, with_coordinates
-from vljax.models.layers import Conv, Linear, apply, dropout, fan_in_uniform
+from vljax.models.layers import Conv, Linear, apply, dropout, fan_in_uniform, next_key
 from vljax.models.question import Program, Question, QuestionSizes
 
 
@@ -41,7 +41,9 @@ class Steps(nnx.Module):
         # Two earlier maps and the picture; the maxima of the two maps; the 3×3 neighbourhood.
         self.maps, self.maxima, self.around = (kernels(inputs * width) for inputs in (3, 2, 9))
         self.bias = nnx.Param(jnp.zeros((ops, width)))
-        self.argument = nnx.Param(0.3 * jax.random.normal(rngs.params(), (arguments + 1, 2, width)))
+        self.argument = nnx.Param(
+            0.3 * jax.random.normal(next_key(rngs), (arguments + 1, 2, width))
+        )
 
     def __call__(
         self,

@@ -21,6 +21,8 @@ from vljax.metrics.diversity import (
 from vljax.models.parameters import named_parameters, variables
 from vljax.models.perceptual import LPIPS
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 ABSOLUTE = Distance("absolute", lambda x: x, lambda a, b: jnp.abs(a - b).mean((1, 2, 3)))
 
 

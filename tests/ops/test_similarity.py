@@ -23,6 +23,8 @@ from vljax.ops.similarity import (
     normalise,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 

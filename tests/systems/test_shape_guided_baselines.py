@@ -30,6 +30,8 @@ from vljax.systems.shape_guided.prompt_to_prompt import (
     token_map,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 _SINGLE = ("a", "photo", "of", "house", "in", "winter", "cat", "dog", "red", "the")
 WORDS = {word: [token] for token, word in enumerate(_SINGLE, 10)}
 WORDS |= {"labradoodle": [40, 41, 42], "squirrel": [43, 44]}

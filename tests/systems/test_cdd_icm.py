@@ -470,6 +470,8 @@ def test_a_dialogue_is_drawn_from_its_own_noise(config, monkeypatch, batch_size)
 def test_drawings_that_cannot_be(config):
     with pytest.raises(UserError, match="sampler='euler': choose one of ddpm"):
         Drawing(config, "euler")
+    with pytest.raises(UserError, match=r"eta=0.5: DDIM alone heeds it, and the sampler is ddpm"):
+        Drawing(config, "ddpm", eta=0.5)
     unguided = configured("--config.with_icm_guidance=False")
     assert Drawing(unguided).psi == 0
     with pytest.raises(UserError, match="learnt no ICM guidance"):

@@ -302,7 +302,7 @@ def asked(*flags):
         (("--encoder", "clip"), "--encoder=clip: nothing guides; give --prompt or"),
         (("--scale_schedule", "linear"), "--scale_schedule=linear: nothing guides; give --prompt"),
         (("--max_ratio", "0.5", "--ilvr_image", "PHOTO"), "--max_ratio=0.5: nothing guides; give"),
-        (("--sampler", "ddpm", "--eta", "0.5"), "--eta=0.5: DDIM alone .* the sampler is ddpm; "),
+        (("--sampler", "ddpm", "--eta", "0.5"), "eta=0.5: DDIM alone .* the sampler is ddpm; "),
         (("--ilvr_image", "PHOTO", "--ilvr_factor", "5"), "ilvr_factor=5: choose a number"),
     ],
 )

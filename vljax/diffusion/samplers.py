@@ -49,18 +49,24 @@ Latents = Float[Array, "b h w c"] | Float[Array, "n+1 b h w c"]
 S = TypeVar("S", bound=PyTree)
 
 
-def check_sampler(sampler: str, field: str = "sampler") -> None:
-    """Refuse a name that is none of `SAMPLERS`.
+def check_sampler(sampler: str, field: str = "sampler", eta: float = 0.0) -> None:
+    """Refuse a name that is none of `SAMPLERS`, and an eta where it is not heeded.
 
     Args:
         sampler: The name.
         field: Where it was given.
+        eta: DDIM's share of DDPM's noise.
 
     Raises:
-        UserError: It is none.
+        UserError: It is none, or eta is for nothing.
     """
     if sampler not in SAMPLERS:
         raise UserError(f"{field}={sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    if eta and sampler != "ddim":
+        raise UserError(
+            f"eta={eta:g}: DDIM alone heeds it, and the sampler is {sampler}; choose ddim, or "
+            "leave eta out"
+        )
 
 
 def sample(

@@ -28,8 +28,8 @@ class Judge:
     """Makes the columns of a method's row from its pictures.
 
     Args:
-        embed: A CLIP's image tower, from uint8 pictures [b h w 3] to embeddings [b e]; jitted. Not
-            that which guides.
+        embed: A CLIP's image tower, from uint8 pictures [b h w 3] to embeddings [b e]; jitted.
+            Better not that which guides: a report says of which rows it is.
         real: Real pictures; retrieval draws its distractors from them, FID compares with them.
         name: What `embed` is, for the notes.
         inception: Features for FID from uint8 pictures, or None for `embed` in its place.

@@ -287,7 +287,7 @@ class Drawing:
         keep: float = 0.0,
     ) -> None:
         self.sampler, self.steps = sampler or config.samples.sampler, steps or config.samples.steps
-        check_sampler(self.sampler, "samples.sampler")
+        check_sampler(self.sampler, "samples.sampler", eta)
         if icm and not has_noisy(config):
             raise UserError(
                 f"--icm_scale={icm:g}: this run learnt no ICM guidance; give 0, or train with "

@@ -55,7 +55,7 @@ class Request:
     steps: str | None = option(
         None, help="denoising steps: 250, ddim50, trailing25 … (default: config.samples.steps)"
     )
-    eta: float = option(0.0, low=0.0, help="DDIM: share of DDPM's noise")
+    eta: float = option(0.0, low=0.0, high=1.0, help="DDIM: share of DDPM's noise")
 
 
 def generate(model: CDDICM, config: ConfigDict, request: Request) -> Iterator[Result]:
@@ -81,11 +81,12 @@ def generate(model: CDDICM, config: ConfigDict, request: Request) -> Iterator[Re
         "steps": drawing.steps,
         "text_scale": f"{drawing.phi:g}",
         "icm_scale": f"{drawing.psi:g}",
-        "eta": f"{request.eta:g}",
         "candidates": str(request.candidates),
         "keep": f"{request.keep:g}",
         "seed": str(request.seed),
     }
+    if drawing.sampler == "ddim":
+        settings["eta"] = f"{request.eta:g}"
     if request.say:
         yield from _said(model, config, request, drawing, settings)
         return

@@ -181,7 +181,7 @@ class Drawing:
     ) -> None:
         self.sampler, self.steps = sampler or config.samples.sampler, steps or config.samples.steps
         self.max_ratio = config.guidance.max_ratio if max_ratio is None else max_ratio
-        check_sampler(self.sampler, "samples.sampler")
+        check_sampler(self.sampler, "samples.sampler", eta)
         self.process, self.trained = make_process(config, self.steps), make_process(config)
         self.traced = {"eta": eta, "max_ratio": self.max_ratio or None}
         self.fixed = _Fixed(self.sampler, config.data.image_size, encoder, scale_schedule)

@@ -53,7 +53,7 @@ class Request:
     steps: str | None = option(
         None, help="denoising steps: 100, ddim50, trailing25 … (default: config.samples.steps)"
     )
-    eta: float = option(0.0, help="DDIM: share of DDPM's noise")
+    eta: float = option(0.0, low=0.0, high=1.0, help="DDIM: share of DDPM's noise")
 
 
 # The field that gives the target of each aspect.
@@ -160,11 +160,6 @@ def _check_heeded(request: Request, drawing: Drawing, targets: Targets) -> None:
         raise UserError(
             f"--ilvr_factor={request.ilvr_factor}: no low frequencies are taken over; give "
             "--ilvr_image as well"
-        )
-    if "eta" in given and drawing.sampler != "ddim":
-        raise UserError(
-            f"--eta={request.eta:g}: DDIM alone heeds it, and the sampler is {drawing.sampler}; "
-            "give --sampler=ddim as well, or leave it out"
         )
 
 

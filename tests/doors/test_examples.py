@@ -69,7 +69,7 @@ def test_what_cannot_be_is_told(tmp_path):
 def test_a_run_becomes_an_example(tmp_path, monkeypatch):
     """Its weights in half precision, its results told; without results it is refused."""
     monkeypatch.setattr(packing, "EXAMPLES", tmp_path / "made")
-    flags = ("--example", "voi", "--out", str(tmp_path), "--name", "order")
+    flags = ("--example", "voi", "--name", "order")
     with pytest.raises(UserError, match="judge the run first"):
         packing.main(flags)
     results = tmp_path / "results.md"

@@ -255,11 +255,11 @@ def test_turns_of_cdd_icm(opened, monkeypatch):
 )
 def test_requests_of_voi(opened, monkeypatch):
     config, _, skeleton = opened
-    one = {"num_examples": 1, "batch_size": 1, "beams": 4}
+    one = {"num_examples": 1, "batch_size": 1}
     for name, asked in (
-        ("search", {}),
+        ("search", {"beams": 4}),
         ("_sample", {"sample": True}),
-        ("_search_order", {"target": "a line of words"}),
+        ("_search_order", {"target": "a line of words", "beams": 4}),
     ):
         lowered = lower_instead(monkeypatch, voi, name)
         written, _ = voi.generate(skeleton, config, voi.Request(**one, **asked))

@@ -169,3 +169,21 @@ def test_an_order_is_recovered():
     distance = {row.method: row.values["normalised_levenshtein"] for row in report.rows}
     assert distance["common"] < 0.3
     assert min(distance["random"], distance["rare"]) > 0.5
+
+
+def test_content_words_are_written_first():
+    """Of captions; read from left to right the same words come the other way round, if at all."""
+    from vljax.metrics.order import precedence
+    from vljax.systems.voi.model import texts
+    from vljax.systems.voi.writing import lines, write_all
+
+    _, model, config = opened("voi_captions")
+    source = texts(config, held_out=True)
+    (some, _) = next(iter(write_all(model, config, source, 16, 16, 1, 0.0)))
+    told = lines(some, source.vocabulary)
+    words = [line.words for line in told]
+    learnt = precedence(words, [line.order for line in told])
+    read = precedence(words, [range(len(line.words)) for line in told])
+    assert learnt.difference > 0.1
+    assert learnt.p_value < 0.01
+    assert read.difference < learnt.difference - 0.1

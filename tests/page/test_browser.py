@@ -127,13 +127,17 @@ def test_cancel_after_some_steps(page, address):
     see(page, "told", "^Cancelled")
 
 
-def test_paint_a_mask_and_edit(page, address, painted):
-    page.goto(f"{address}/rooms/shape_guided")
+def give_a_photo(page, name):
     photo = encode_png(np.full((40, 80, 3), 200, np.uint8))
     page.set_input_files(
         "[data-name=image] input[type=file]",
-        {"name": '"><img src=x onerror=alert(1)>.png', "mimeType": "image/png", "buffer": photo},
+        {"name": name, "mimeType": "image/png", "buffer": photo},
     )
+
+
+def test_paint_a_mask_and_edit(page, address, painted):
+    page.goto(f"{address}/rooms/shape_guided")
+    give_a_photo(page, '"><img src=x onerror=alert(1)>.png')
     page.wait_for_selector(".easel:visible")
     playwright.expect(page.locator(".easel canvas")).to_have_attribute("width", "80")
     canvas = page.locator(".easel canvas")
@@ -221,11 +225,7 @@ def test_what_other_rooms_draw_is_asked_about(page, address):
 
 def test_a_stroke_during_the_masks_upload_counts_the_next_time(page, address, painted):
     page.goto(f"{address}/rooms/shape_guided")
-    photo = encode_png(np.full((40, 80, 3), 200, np.uint8))
-    page.set_input_files(
-        "[data-name=image] input[type=file]",
-        {"name": "a.png", "mimeType": "image/png", "buffer": photo},
-    )
+    give_a_photo(page, "a.png")
     canvas = page.locator(".easel canvas")
     playwright.expect(canvas).to_have_attribute("width", "80")
     canvas.focus()

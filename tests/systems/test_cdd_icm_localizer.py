@@ -78,9 +78,10 @@ def test_depth_is_a_place_as_well():
     localizer = GridLocalizer(**config.localizer, rngs=nnx.Rngs(0))
     logits, places = localizer(np.zeros((2, 16, 16, 3), np.float32))
     assert (logits.shape, places.shape) == ((2, classes), (2, classes, 3))
-    more = configured(f"--config.localizer.classes={classes + 1}")
-    with pytest.raises(UserError, match=f"localizer.classes={classes + 1}.*the data have"):
-        training.shown_transform(more)(example, np.random.default_rng(0))
+    for wrong in (classes + 1, classes - 1):
+        other = configured(f"--config.localizer.classes={wrong}")
+        with pytest.raises(UserError, match=f"localizer.classes={wrong}.*the data have {classes}"):
+            training.shown_transform(other)(example, np.random.default_rng(0))
 
 
 def test_who_judges():

@@ -165,7 +165,7 @@ def turn_transform(tokenizer: Tokenizer, length: int, size: int) -> Transform:
 
 def shown_transform(config: ConfigDict) -> Transform:
     """Of a dialogue the `image` after a random turn, the classes `present`, and their `places`."""
-    coordinates, size = config.localizer.coordinates, config.data.image_size
+    classes, coordinates = config.localizer.classes, config.localizer.coordinates
 
     def transform(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         turn = int(rng.integers(len(example["turn_images"])))
@@ -173,14 +173,13 @@ def shown_transform(config: ConfigDict) -> Transform:
         present, places = (
             example[f"turn_{name}"][turn] for name in ("class_vectors", "coordinates")
         )
-        if (len(present), places.shape[1]) < (config.localizer.classes, coordinates):
+        if len(present) != classes or places.shape[1] < coordinates:
             raise UserError(
-                f"localizer.classes={config.localizer.classes}, "
-                f"localizer.coordinates={coordinates}: the data have {len(present)} and "
-                f"{places.shape[1]}"
+                f"localizer.classes={classes}, localizer.coordinates={coordinates}: the data have "
+                f"{len(present)} and {places.shape[1]}"
             )
         return {
-            "image": resize_and_crop(image, size),
+            "image": resize_and_crop(image, config.data.image_size),
             "present": present.astype(np.float32),
             "places": np.nan_to_num(place_shares(places, image, coordinates)),
         }

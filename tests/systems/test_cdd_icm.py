@@ -108,12 +108,12 @@ def batch(config, model):
 
 @jax.jit
 def composed(model, reference, tokens):
-    return read(model, to_unit(reference), tokens)
+    return read(model.clip, model.composer, to_unit(reference), tokens)
 
 
 @jax.jit
 def seen(model, images):
-    return encode_image(model, to_unit(images))
+    return encode_image(model.clip, model.composer, to_unit(images))
 
 
 icm_loss = jax.jit(training.icm_loss)
@@ -134,8 +134,9 @@ def test_icm_is_equation_12(config, model, batch):
     np.testing.assert_allclose(
         metrics["recall"], float((scaled.argmax(1) == tensor(range(n))).float().mean())
     )
-    # τ begins at e⁻¹.
-    start = Composer(config, rngs=nnx.Rngs(0))
+    # τ of the published setting begins at e⁻¹.
+    published = configured("--config.model.logit_scale=1.0")
+    start = Composer(published, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(1 / icm_scale(start), np.exp(-1), rtol=1e-6)
 
 
@@ -175,7 +176,8 @@ def test_cdd_is_equations_6_to_11():
 
 def test_stage_2_is_equation_13_and_drops_c_alone(model, batch):
     """Its loss is that of denoising plus δ times ICM; all conditions dropped, c does not matter."""
-    key = jax.random.key(5)
+    key, model = jax.random.key(5), copied(model)
+    model.matcher = None  # as published
     joint = jax.jit(training.cdd_loss(configured("--config.dropped.share=0.0")))
     all_dropped = ("--config.dropped.share=1.0", "--config.dropped.what=('condition',)")
     dropped = jax.jit(training.cdd_loss(configured("--config.with_icm=False", *all_dropped)))
@@ -194,6 +196,25 @@ def test_stage_2_is_equation_13_and_drops_c_alone(model, batch):
     for name in ("tokens", "reference"):
         changed = {**batch, name: np.roll(batch[name], 1, axis=0)}
         assert dropped(model, changed, key)[0] != bare
+
+
+def test_icm_of_its_own_follows_and_does_not_lead(model, batch):
+    """What pictures are drawn under then learns by denoising alone; the matcher by ICM alone."""
+    loss = training.cdd_loss(configured("--config.dropped.share=0.0"))
+
+    @jax.jit
+    def gradients(model):
+        def icm(model):
+            return loss(model, batch, jax.random.key(5))[1]["icm"]
+
+        return named_parameters(jax.grad(icm, allow_int=True)(model))
+
+    moved = {name for name, value in gradients(model).items() if np.any(value)}
+    assert moved
+    assert all(name.startswith("matcher.") for name in moved)
+    begun = training.start_matcher(model)
+    np.testing.assert_array_equal(begun.matcher.image.weight, model.composer.image.weight)
+    assert begun.matcher.image is not begun.composer.image
 
 
 def test_without_drops_what_it_is_told(model, batch):
@@ -296,7 +317,7 @@ def test_projections_begin_as_clips_own(config, model, batch):
         lambda clip, images, tokens: (clip.encode_image(images), clip.encode_text(tokens))
     )(model.clip, to_unit(batch["target"]), tokens)
     np.testing.assert_allclose(seen(begun, batch["target"]).summary, image, rtol=1e-3, atol=1e-4)
-    ours = jax.jit(encode_text)(begun, tokens).summary
+    ours = jax.jit(encode_text)(begun.clip, begun.composer, tokens).summary
     np.testing.assert_allclose(ours, text, rtol=1e-3, atol=1e-4)
     assert begun.clip.visual.proj is not begun.composer.image.weight
     same = training.start_projections(model, configured("--config.model.projections=random"))
@@ -310,9 +331,9 @@ def test_the_noisy_encoder_begins_as_the_image_encoder(model, batch, timed):
     held.noisy = NoisyEncoder(changed, rngs=nnx.Rngs(0))
     begun = training.start_noisy(held, changed)
     ours = jax.jit(lambda noisy, x: noisy(x, jnp.arange(4)))(begun.noisy, to_unit(batch["target"]))
-    theirs = seen(model, batch["target"]).summary
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
-    assert float(begun.noisy.logit_scale[...]) == 1.0  # a temperature of its own
+    matched = jax.jit(encode_image)(model.clip, model.matcher, to_unit(batch["target"]))
+    np.testing.assert_allclose(ours, matched.summary, rtol=1e-3, atol=1e-4)
+    assert float(begun.noisy.logit_scale[...]) == 3.0  # a temperature of its own
 
 
 def test_backbones_learn_at_their_own_rate():
@@ -370,7 +391,7 @@ def test_what_a_row_does_not_see_does_not_count(batch, changes):
 
     @jax.jit
     def predict(model, reference, tokens):
-        condition = read(model, reference / 127.5 - 1.0, tokens)
+        condition = read(model.clip, model.composer, reference / 127.5 - 1.0, tokens)
         context = model.diffusion.attend_to(condition)
         x = jax.random.normal(jax.random.key(0), reference.shape)
         return model.diffusion(x, jnp.full(len(x), 500), condition, context)
@@ -430,8 +451,10 @@ def test_the_best_candidate_stays(config, model):
         best = drawing.turn(model, keys[1:2], 1, canvas[1:2], tokens[1:2], told)
     assert best.scores.shape == (1, 2)
     np.testing.assert_allclose(best.scores[0, 0], one.scores[1, 0], atol=2e-2)
-    vector = composed(model, canvas, tokens).vector[1:2]
-    score = cosine(seen(model, np.repeat(best.pictures, 4, axis=0)).summary[:1], vector)
+    by = copied(model)
+    by.composer = model.matcher  # ICM's own composer chooses
+    vector = composed(by, canvas, tokens).vector[1:2]
+    score = cosine(seen(by, np.repeat(best.pictures, 4, axis=0)).summary[:1], vector)
     np.testing.assert_allclose(score, best.scores.max(1), atol=1e-3)
 
 

@@ -38,7 +38,7 @@ from vljax.ops.pixels import to_unit
 from vljax.request import File, check, option
 from vljax.systems.cdd_icm.detection import Detector, Pictures, open_detector, seer
 from vljax.systems.cdd_icm.method import Dialogues, Drawing, read_dialogues
-from vljax.systems.cdd_icm.model import CDDICM, encode_image, has_noisy, read
+from vljax.systems.cdd_icm.model import CDDICM, encode_image, has_noisy, matching, read
 from vljax.systems.cdd_icm.paper import PAPER, TABLE_1, TABLE_2
 
 LAST = "last turns alone (GeNeVA)"
@@ -397,8 +397,9 @@ def _drift(
 def _embedded(
     model: CDDICM, reference: Array, tokens: Array, target: Array
 ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-    composed = read(model, to_unit(reference), tokens).vector
-    return composed, encode_image(model, to_unit(target)).summary
+    matcher = matching(model)
+    composed = read(model.clip, matcher, to_unit(reference), tokens).vector
+    return composed, encode_image(model.clip, matcher, to_unit(target)).summary
 
 
 def _retrieval(model: CDDICM, given: Dialogues, batch_size: int) -> Row:

@@ -45,6 +45,7 @@ from vljax.systems.cdd_icm.model import (
     has_noisy,
     icm_scale,
     make_tokenizer,
+    matching,
     read,
     without,
 )
@@ -166,7 +167,10 @@ def _draw(
     max_ratio: float,
     keep: float,
 ) -> Drawn:
-    condition = read(model, to_unit(reference), tokens)
+    condition = read(model.clip, model.composer, to_unit(reference), tokens)
+    # What ICM guides and chooses by.
+    matcher = matching(model)
+    asked = read(model.clip, matcher, to_unit(reference), tokens).vector
     context = model.diffusion.attend_to(condition)
     free = without(condition, fixed.drops)
     free_context = context if fixed.drops == ("condition",) else model.diffusion.attend_to(free)
@@ -186,7 +190,7 @@ def _draw(
         denoise = denoiser(model, under, attended)
     guidance = None
     if fixed.icm:
-        guidance = icm_guidance(model, trained, many(condition.vector), psi, max_ratio)
+        guidance = icm_guidance(model, trained, many(asked), psi, max_ratio)
     x = sample(
         fixed.sampler,
         process,
@@ -199,8 +203,8 @@ def _draw(
         progress=progress,
     )
     pictures = keep_unchanged(many(reference), to_pixels(x), keep)
-    found = encode_image(model, to_unit(pictures)).summary
-    scores = cosine(many(condition.vector), found).reshape(-1, count)
+    found = encode_image(model.clip, matcher, to_unit(pictures)).summary
+    scores = cosine(many(asked), found).reshape(-1, count)
     best = jnp.arange(len(scores)) * count + scores.argmax(1)
     return Drawn(pictures[best], scores)
 

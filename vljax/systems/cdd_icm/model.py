@@ -57,15 +57,19 @@ class Condition(NamedTuple):
 
 
 class Composer(nnx.Module):
-    """The projections of both encoders, their composition, and the temperature of ICM."""
+    """The projections of both encoders, their composition, and the temperature of ICM.
+
+    Args:
+        config: The run's.
+        rngs: Where the initial weights come from.
+    """
 
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs) -> None:
         fields, features = config.model.clip, config.model.features
         self.image = Linear(_vision_features(fields), features, rngs=rngs)
         self.text = Linear(fields.text_width, features, rngs=rngs)
         self.compose = make_composition(config.model.composition, features, rngs=rngs)
-        # log 1/τ, from τ = e⁻¹.
-        self.logit_scale = nnx.Param(jnp.ones(()))
+        self.logit_scale = nnx.Param(jnp.full((), config.model.logit_scale))
 
 
 class Denoiser(nnx.Module):
@@ -151,7 +155,7 @@ class NoisyEncoder(nnx.Module):
         )
         self.visual = None if config.model.noisy.timed else tower
         self.image = Linear(_vision_features(fields), features, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.ones(()))
+        self.logit_scale = nnx.Param(jnp.full((), config.model.logit_scale))
 
     @property
     def tower(self) -> ImageTower:
@@ -174,6 +178,7 @@ class CDDICM(nnx.Module):
     def __init__(self, config: ConfigDict, *, rngs: nnx.Rngs) -> None:
         self.clip = CLIP(**config.model.clip, rngs=rngs)
         self.composer = Composer(config, rngs=rngs)
+        self.matcher = Composer(config, rngs=rngs) if has_matcher(config) else None
         self.diffusion = Denoiser(config, rngs=rngs)
         self.noisy = NoisyEncoder(config, rngs=rngs) if has_noisy(config) else None
         self.localizer = (
@@ -184,6 +189,11 @@ class CDDICM(nnx.Module):
 def make_model(config: ConfigDict) -> CDDICM:
     """The model at its random start."""
     return CDDICM(config, rngs=nnx.Rngs(config.seed))
+
+
+def has_matcher(config: ConfigDict) -> bool:
+    """Whether ICM of stage 2 has a composer of its own; examples of before have no such field."""
+    return bool(config.with_icm and config.icm_weight and config.model.get("own_matcher", False))
 
 
 def has_noisy(config: ConfigDict) -> bool:
@@ -209,32 +219,39 @@ def _tower(fields: ConfigDict, rngs: nnx.Rngs) -> ImageTower:
 # Encoding and composing (sections 2.2 and 2.3) ---------------------------------------------------
 
 
-def encode_image(model: CDDICM, images: Float[Array, "b h w 3"]) -> Encoded:
+def encode_image(clip: CLIP, composer: Composer, images: Float[Array, "b h w 3"]) -> Encoded:
     """Pictures in [-1, 1], clean ones."""
-    tower = model.clip.visual
-    seen = tower.positions(prepare_images(images, tower.image_size).astype(model.clip.dtype))
-    projected = model.composer.image(seen).astype(jnp.float32)
+    seen = clip.visual.positions(prepare_images(images, clip.visual.image_size).astype(clip.dtype))
+    projected = composer.image(seen).astype(jnp.float32)
     return Encoded(projected[:, 0], projected[:, 1:])
 
 
-def encode_text(model: CDDICM, tokens: Int[Array, "b n"]) -> Encoded:
+def encode_text(clip: CLIP, composer: Composer, tokens: Int[Array, "b n"]) -> Encoded:
     """Texts; the summary is read at the end token, which has the largest index."""
-    projected = model.composer.text(model.clip.hidden_states(tokens)).astype(jnp.float32)
+    projected = composer.text(clip.hidden_states(tokens)).astype(jnp.float32)
     end = tokens.argmax(-1)
     return Encoded(jnp.take_along_axis(projected, end[:, None, None], axis=1)[:, 0], projected)
 
 
 def compose(
-    model: CDDICM, reference: Float[Array, "b h w 3"], picture: Encoded, text: Encoded
+    composer: Composer, reference: Float[Array, "b h w 3"], picture: Encoded, text: Encoded
 ) -> Condition:
     """What a reference picture and an instruction ask for (equation 1)."""
-    vector = model.composer.compose(picture.summary, text.summary)
+    vector = composer.compose(picture.summary, text.summary)
     return Condition(vector, picture.places, text.places, reference)
 
 
-def read(model: CDDICM, reference: Float[Array, "b h w 3"], tokens: Int[Array, "b n"]) -> Condition:
+def read(
+    clip: CLIP, composer: Composer, reference: Float[Array, "b h w 3"], tokens: Int[Array, "b n"]
+) -> Condition:
     """`compose` from a picture in [-1, 1] and tokens."""
-    return compose(model, reference, encode_image(model, reference), encode_text(model, tokens))
+    picture = encode_image(clip, composer, reference)
+    return compose(composer, reference, picture, encode_text(clip, composer, tokens))
+
+
+def matching(model: CDDICM) -> Composer:
+    """What ICM compares by: a composer of its own, or the one that pictures are drawn under."""
+    return model.composer if model.matcher is None else model.matcher
 
 
 def icm_scale(part: Composer | NoisyEncoder) -> Float[Array, ""]:

@@ -46,6 +46,12 @@ def get_config() -> ConfigDict:
         "reference_channels": True,
         # Where the projections begin: 'clip' (its own, where sizes agree) or 'random'.
         "projections": "clip",
+        # Where log 1/τ of ICM begins: near what CLIP learns here, for some hundred steps do not
+        # bring it there; 1 as published.
+        "logit_scale": 3.0,
+        # Whether ICM of stage 2 has a composer of its own, which follows what the pictures teach
+        # the encoders, or as published trains the one that they are drawn under.
+        "own_matcher": True,
         "clip": {
             "embed_dim": 128,
             "image_size": 32,
@@ -116,7 +122,7 @@ def get_config() -> ConfigDict:
         "noisy_icm": _get_stage(200, 3e-3, batch_size=64, weight_decay=0.01),
         "localizer": _get_stage(1_000, 3e-3, batch_size=32, weight_decay=0.01),
     }
-    parts = ("clip", "composer", "diffusion", "noisy", "localizer")
+    parts = ("clip", "composer", "matcher", "diffusion", "noisy", "localizer")
     config.pretrained = dict.fromkeys(parts, "")
     # Split over `tensor` as in SDG: within a residual block and around attention, one pair of
     # column and row each; everything else as `fsdp`.
@@ -175,6 +181,7 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     )
     config.localizer.classes, config.localizer.coordinates = _OBJECTS[data_name]
     config.model.features = 512
+    config.model.logit_scale, config.model.own_matcher = 1.0, False
     clip = {"context_length": 77, "remat": "keep_nothing", "dtype": "bfloat16"}
     config.model.clip = {**PUBLISHED["ViT-B/32"], **clip}
     config.model.diffusion.update(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
@@ -22,6 +22,7 @@ from vljax.diffusion.losses import Loss, denoising_loss, hybrid_loss, simple_los
 from vljax.diffusion.process import make_process, q_sample
 from vljax.diffusion.timesteps import UniformTimesteps
 from vljax.errors import UserError
+from vljax.models.clip import CLIP
 from vljax.models.layers import Linear
 from vljax.models.parameters import copied
 from vljax.ops.pixels import to_unit
@@ -29,6 +30,7 @@ from vljax.ops.similarity import contrastive_loss, normalise
 from vljax.systems.cdd_icm.method import Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import (
     CDDICM,
+    Composer,
     Condition,
     Encoded,
     NoisyEncoder,
@@ -36,9 +38,11 @@ from vljax.systems.cdd_icm.model import (
     encode_image,
     encode_text,
     has_localizer,
+    has_matcher,
     has_noisy,
     icm_scale,
     make_tokenizer,
+    matching,
     read,
     without,
 )
@@ -113,9 +117,9 @@ def stages(config: ConfigDict) -> list[Stage]:
         turn(
             name="cdd",
             loss=cdd_loss(config),
-            train=[*encoders, (r"diffusion\.", 1.0)],
+            train=[*encoders, (r"(matcher|diffusion)\.", 1.0)],
             config=config.stages.cdd,
-            start=None if config.with_icm else begin,
+            start=start_matcher if has_matcher(config) else None if config.with_icm else begin,
             pictures=drawn_dialogues(config),
         )
     )
@@ -192,8 +196,9 @@ def shown_transform(config: ConfigDict) -> Transform:
 
 def icm_loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
     """What is composed must find the picture asked for in the batch, and be found (equation 12)."""
-    composed, target, _ = _encode(model, batch)
-    return _match(composed.vector, target, icm_scale(model.composer))
+    pictures = to_unit(batch["reference"]), to_unit(batch["target"])
+    composed, found = _encode(model.clip, model.composer, *pictures, batch["tokens"])
+    return _match(composed.vector, found, icm_scale(model.composer))
 
 
 def cdd_loss(config: ConfigDict) -> Callable:
@@ -204,8 +209,9 @@ def cdd_loss(config: ConfigDict) -> Callable:
 
     def loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, dict[str, Array]]:
         *keys, drop_key, dropout_key, noise_key = jax.random.split(key, 5)
-        noised = _noised(to_unit(batch["reference"]), noise_key, config.reference_noise)
-        condition, target, x0 = _encode(model, batch, noised)
+        reference = _noised(to_unit(batch["reference"]), noise_key, config.reference_noise)
+        x0, tokens = to_unit(batch["target"]), batch["tokens"]
+        condition, found = _encode(model.clip, model.composer, reference, x0, tokens)
         keep = jax.random.bernoulli(drop_key, 1 - config.dropped.share, (len(x0),))
         seen = without(condition, tuple(config.dropped.what), keep.astype(jnp.float32))
         context = model.diffusion.attend_to(seen)
@@ -216,7 +222,10 @@ def cdd_loss(config: ConfigDict) -> Callable:
         times = UniformTimesteps(config.diffusion.num_steps)
         total, (metrics, _) = denoising_loss(process, denoiser, x0, keys, times, per_example)
         if delta:
-            matched, more = _match(condition.vector, target, icm_scale(model.composer))
+            if model.matcher is not None:
+                followed = jax.tree.map(jax.lax.stop_gradient, model.clip)
+                condition, found = _encode(followed, model.matcher, reference, x0, tokens)
+            matched, more = _match(condition.vector, found, icm_scale(matching(model)))
             total, metrics = total + delta * matched, {**metrics, **more, "icm": matched}
         return total, metrics
 
@@ -232,8 +241,9 @@ def noisy_icm_loss(config: ConfigDict) -> Callable:
         x0 = to_unit(batch["target"])
         t = jax.random.randint(step_key, (len(x0),), 0, config.diffusion.num_steps)
         x_t = q_sample(process.schedule, x0, t, jax.random.normal(noise_key, x0.shape))
-        composed = read(model, to_unit(batch["reference"]), batch["tokens"]).vector
         assert model.noisy is not None
+        reference = to_unit(batch["reference"])
+        composed = read(model.clip, matching(model), reference, batch["tokens"]).vector
         found = model.noisy(x_t, t)
         return _match(jax.lax.stop_gradient(composed), found, icm_scale(model.noisy))
 
@@ -268,19 +278,17 @@ def _per_example(config: ConfigDict) -> Loss:
 
 
 def _encode(
-    model: CDDICM, batch: dict, reference: Float[Array, "b h w 3"] | None = None
-) -> tuple[Condition, Float[Array, "b d"], Float[Array, "b h w 3"]]:
-    """What a batch's turns compose, the summaries of their targets, and the targets.
-
-    The image encoder sees references and targets at once.
-    """
-    if reference is None:
-        reference = to_unit(batch["reference"])
-    target = to_unit(batch["target"])
-    count, both = len(target), encode_image(model, jnp.concatenate([reference, target]))
+    clip: CLIP,
+    composer: Composer,
+    reference: Float[Array, "b h w 3"],
+    target: Float[Array, "b h w 3"],
+    tokens: Int[Array, "b n"],
+) -> tuple[Condition, Float[Array, "b d"]]:
+    """What turns compose, and the summaries of their targets, in one pass over both pictures."""
+    count, both = len(target), encode_image(clip, composer, jnp.concatenate([reference, target]))
     picture = Encoded(both.summary[:count], both.places[:count])
-    composed = compose(model, reference, picture, encode_text(model, batch["tokens"]))
-    return composed, both.summary[count:], target
+    text = encode_text(clip, composer, tokens)
+    return compose(composer, reference, picture, text), both.summary[count:]
 
 
 def _match(
@@ -330,6 +338,13 @@ def start_projections(model: CDDICM, config: ConfigDict) -> CDDICM:
     return started
 
 
+def start_matcher(model: CDDICM) -> CDDICM:
+    """The model whose ICM goes on by itself from what stage 1 taught the composer."""
+    started = copied(model)
+    started.matcher = copied(model.composer)
+    return started
+
+
 def start_noisy(model: CDDICM, config: ConfigDict) -> CDDICM:
     """The model whose noisy encoder is yet the image encoder, to which f is aligned."""
     started = copied(model)
@@ -339,7 +354,7 @@ def start_noisy(model: CDDICM, config: ConfigDict) -> CDDICM:
         noisy.visual = visual
     else:
         noisy.timed.visual = visual
-    noisy.image = copied(model.composer.image)
+    noisy.image = copied(matching(model).image)
     started.noisy = noisy
     return started
 

@@ -244,6 +244,14 @@ def test_the_queue_is_limited(client, monkeypatch):
     assert "waiting" in answer.json()["error"]
 
 
+def test_what_waiting_requests_hold_is_limited(client, monkeypatch):
+    key = client.post("/uploads", content=png()).json()["key"]
+    monkeypatch.setattr(queues, "WAITING_BYTES", 8 * 8 * 3 - 1)
+    answer = draw(client, {"image": [key]}, image_scale=["1"])
+    assert answer.status_code == 400
+    assert "give a smaller one" in answer.json()["error"]
+
+
 # Mistakes ----------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,7 @@ def test_held_out_pictures_are_described_without_attention_too(weights, tmp_path
         (("--top_p", "0.9"), "--top_p=0.9 limits what is drawn, and nothing is"),
         (("--top_k", "5", "--beams", "2"), "--top_k=5 limits what is drawn, and nothing is"),
         (("--image", "absent.png"), "absent.png"),
+        (("--image", "absent.png", "--num_examples", "2"), "leave one out"),
     ],
 )
 def test_bad_requests_are_named(weights, tmp_path, flags, problem):

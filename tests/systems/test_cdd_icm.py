@@ -499,6 +499,9 @@ def test_drawings_that_cannot_be(config):
     assert Drawing(unguided).psi == 0
     with pytest.raises(UserError, match="learnt no ICM guidance"):
         Drawing(unguided, icm=2.0)
+    request = cdd_icm.Request(say=("add a circle",), num_dialogues=2)
+    with pytest.raises(UserError, match=r"--num_dialogues: .* leave one out"):
+        next(cdd_icm.SYSTEM.generate(None, config, request))
 
 
 # Doors -------------------------------------------------------------------------------------------

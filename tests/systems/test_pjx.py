@@ -300,6 +300,7 @@ def test_held_out_examples_are_explained_by_search_too(workdir, tmp_path):
         (("--top_p", "0.1"), "--top_p=0.1 limits what is drawn, and nothing is"),
         (("--question", "is it red?", "--image", "{folder}/text.png"), "text.png"),
         (("--question", "is it red?", "--image", "{folder}/absent.png"), "absent.png"),
+        (("--question", "is it red?", "--num_examples", "2"), "leave one out"),
     ],
 )
 def test_bad_requests_are_named(workdir, tmp_path, flags, problem):

@@ -314,6 +314,8 @@ def test_the_order_of_a_given_text_is_the_most_probable_one():
 
 def test_a_request_that_cannot_be():
     with pytest.raises(UserError, match="writes of pictures"):
+        asked(text=("a star",), num_examples=8)
+    with pytest.raises(UserError, match=r"--num_examples: .* leave one out"):
         asked(text=("a star",))
     with pytest.raises(UserError, match=r"--target: 12 words, over data\.max_target=11"):
         asked(target="a " * 12)

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -27,6 +27,8 @@ from vljax.page.rooms import Room, Values
 MOST_WAITING, MOST_KEPT, MOST_RESULTS = 64, 100, 300
 #: Bytes of results that are kept; beyond it the oldest requests are forgotten.
 KEPT_BYTES = 2**28
+#: Bytes of pictures that waiting requests may hold together.
+WAITING_BYTES = 2**29
 #: A request that nobody has watched for so many seconds is dropped. Browsers let a hidden tab ask
 #: once a minute.
 PATIENCE = 120.0
@@ -162,11 +164,15 @@ class Queue:
         """Have a request drawn.
 
         Raises:
-            UserError: too many are waiting.
+            UserError: too many are waiting, or with too large pictures.
         """
         with self._change:
             if len(self._waiting) >= MOST_WAITING:
                 raise UserError(f"{MOST_WAITING} requests are waiting: try again in a while")
+            if _held([*self._waiting, job]) > WAITING_BYTES:
+                raise UserError(
+                    "many large pictures are waiting: try again in a while, or give a smaller one"
+                )
             self._jobs[job.id] = job
             self._waiting.append(job)
             self._forget()
@@ -233,6 +239,13 @@ class Queue:
                 return
             traceback.print_exc()
             job.end("failed", "this could not be drawn; the server's console says why")
+
+
+def _held(jobs: Iterable[Job]) -> int:
+    """Bytes of the pictures that requests hold; one that several hold counts once."""
+    values = [value for job in jobs if job.asked is not None for value in vars(job.asked).values()]
+    pictures = {id(value): value for value in values if isinstance(value, np.ndarray)}
+    return sum(picture.nbytes for picture in pictures.values())
 
 
 def _draw(job: Job) -> None:

@@ -13,7 +13,7 @@ from vljax.data.text.vocabulary import Vocabulary
 from vljax.errors import UserError
 from vljax.models.captioner import ATTENTIONS
 from vljax.models.decoding import check_choice
-from vljax.request import Picture, option
+from vljax.request import Picture, changed, option
 from vljax.systems import Result
 from vljax.systems.captioner.method import (
     Written,
@@ -97,6 +97,8 @@ def _examples(config: ConfigDict, request: Request) -> list[dict[str, Any]]:
     if request.image is None:
         source = open_examples(config, ("captions",), held_out=True)
         return [dict(source[i]) for i in range(min(request.num_examples, len(source)))]
+    if "num_examples" in changed(request):
+        raise UserError("--num_examples: with --image that picture is described; leave one out")
     if config.model.trunk.kind == "none":
         raise UserError(
             "--image: this model reads features that were made once; leave it out to describe "

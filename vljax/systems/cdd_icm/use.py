@@ -14,7 +14,7 @@ from vljax.diffusion.noise import example_keys
 from vljax.diffusion.progress import progress_bar
 from vljax.diffusion.samplers import SAMPLERS
 from vljax.errors import UserError
-from vljax.request import Picture, option
+from vljax.request import Picture, changed, option
 from vljax.systems import Result
 from vljax.systems.cdd_icm.method import Drawing, read_dialogues
 from vljax.systems.cdd_icm.model import CDDICM, make_tokenizer
@@ -112,6 +112,8 @@ def _said(
     settings: dict[str, str],
 ) -> Iterator[Result]:
     """A dialogue as it is asked for, turn by turn."""
+    if "num_dialogues" in changed(request):
+        raise UserError("--num_dialogues: with --say one dialogue is drawn; leave one out")
     if any(not text.strip() for text in request.say):
         raise UserError("--say='': say what the turn changes")
     tokens = make_tokenizer(config)(request.say, config.model.clip.context_length)

@@ -14,7 +14,7 @@ from vljax.data.pictures.maps import over_picture
 from vljax.data.scenes.programs import program
 from vljax.errors import UserError
 from vljax.models.decoding import check_choice
-from vljax.request import Picture, option
+from vljax.request import Picture, changed, option
 from vljax.systems import Result
 from vljax.systems.pjx.method import (
     Explained,
@@ -83,6 +83,8 @@ def _examples(config: ConfigDict, words: Words, request: Request) -> list[dict[s
             raise UserError("--question is asked of a picture: give --image as well")
         source = open_examples(config, held_out=True)
         return [source[i] for i in range(min(request.num_examples, len(source)))]
+    if "num_examples" in changed(request):
+        raise UserError("--num_examples: with --image that picture is explained; leave one out")
     if config.model.trunk.kind == "none":
         raise UserError(
             "--image: this model reads features that were made once; leave it out to explain "

@@ -96,6 +96,8 @@ def _check(request: Request) -> None:
         if name not in {way, "batch_size", "seed", *_HEEDED[way]}:
             why = f"with --{way}: leave one of them out" if way else "without --sample: give both"
             raise UserError(f"--{name} does nothing {why}")
+    if request.text and "num_examples" in given:
+        raise UserError("--num_examples: with --text that is written; leave one out")
     if request.sample:
         check_choice(1, request.temperature, top_p=request.top_p, top_k=request.top_k)
 

@@ -135,7 +135,7 @@ def test_icm_is_equation_12(config, model, batch):
         metrics["recall"], float((scaled.argmax(1) == tensor(range(n))).float().mean())
     )
     # τ of the published setting begins at e⁻¹.
-    published = configured("--config.model.logit_scale=1.0")
+    published = configured("--config.icm_logit_scale=1.0")
     start = Composer(published, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(1 / icm_scale(start), np.exp(-1), rtol=1e-6)
 

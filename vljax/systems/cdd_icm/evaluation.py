@@ -38,7 +38,7 @@ from vljax.ops.pixels import to_unit
 from vljax.request import File, check, option
 from vljax.systems.cdd_icm.detection import Detector, Pictures, open_detector, seer
 from vljax.systems.cdd_icm.method import Dialogues, Drawing, read_dialogues
-from vljax.systems.cdd_icm.model import CDDICM, encode_image, has_noisy, matching, read
+from vljax.systems.cdd_icm.model import CDDICM, encode_image, has_matcher, has_noisy, matching, read
 from vljax.systems.cdd_icm.paper import PAPER, TABLE_1, TABLE_2
 
 LAST = "last turns alone (GeNeVA)"
@@ -126,6 +126,7 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
         "steps": usual.steps,
         "φ, ψ": f"{usual.phi:g}, {usual.psi:g}",
         "candidates, keep": f"{usual.candidates}, {usual.keep:g}",
+        "ICM in stage 2": _joint(config),
     }
     rows: list[Row] = []
     notes["objects found by"] = "none: give --localizer" if detector is None else detector.name
@@ -145,6 +146,14 @@ def judge(model: CDDICM, config: ConfigDict, judging: Judging) -> Report:
     if model.localizer is not None:
         rows.append(_localization(model.localizer, given, judging.batch_size))
     return Report((*PAPER, *rows), notes, {"dialogues": _figure(given, drawn)})
+
+
+def _joint(config: ConfigDict) -> str:
+    """How ICM goes on while pictures are learnt."""
+    if has_matcher(config):
+        return "with a composer of its own"
+    delta = config.icm_weight if config.with_icm else 0.0
+    return f"joint, δ = {delta:g}" if delta else "not at all"
 
 
 def _name(config: ConfigDict, drawing: Drawing) -> str:

@@ -69,7 +69,7 @@ class Composer(nnx.Module):
         self.image = Linear(_vision_features(fields), features, rngs=rngs)
         self.text = Linear(fields.text_width, features, rngs=rngs)
         self.compose = make_composition(config.model.composition, features, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.full((), config.model.logit_scale))
+        self.logit_scale = nnx.Param(jnp.full((), config.get("icm_logit_scale", 1.0)))
 
 
 class Denoiser(nnx.Module):
@@ -155,7 +155,7 @@ class NoisyEncoder(nnx.Module):
         )
         self.visual = None if config.model.noisy.timed else tower
         self.image = Linear(_vision_features(fields), features, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.full((), config.model.logit_scale))
+        self.logit_scale = nnx.Param(jnp.full((), config.get("icm_logit_scale", 1.0)))
 
     @property
     def tower(self) -> ImageTower:
@@ -192,7 +192,7 @@ def make_model(config: ConfigDict) -> CDDICM:
 
 
 def has_matcher(config: ConfigDict) -> bool:
-    """Whether ICM of stage 2 has a composer of its own; examples of before have no such field."""
+    """Whether ICM of stage 2 has a composer of its own; runs of before have no such field."""
     return bool(config.with_icm and config.icm_weight and config.model.get("own_matcher", False))
 
 

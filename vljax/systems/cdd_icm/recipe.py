@@ -46,9 +46,6 @@ def get_config() -> ConfigDict:
         "reference_channels": True,
         # Where the projections begin: 'clip' (its own, where sizes agree) or 'random'.
         "projections": "clip",
-        # Where log 1/τ of ICM begins: near what CLIP learns here, for some hundred steps do not
-        # bring it there; 1 as published.
-        "logit_scale": 3.0,
         # Whether ICM of stage 2 has a composer of its own, which follows what the pictures teach
         # the encoders, or as published trains the one that they are drawn under.
         "own_matcher": True,
@@ -101,6 +98,9 @@ def get_config() -> ConfigDict:
     # stage 2 (equation 13).
     config.vlb_weight = 1.5
     config.icm_weight = 0.1
+    # Where log 1/τ begins: near what CLIP learns here, for some hundred steps do not bring it
+    # there. 1 as published.
+    config.icm_logit_scale = 3.0
     # η, the factor on the rate of the backbones; 0 freezes them.
     config.backbone_rate = 0.1
     # Largest noise on references while stage 2 learns, as a standard deviation: against references
@@ -181,7 +181,7 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     )
     config.localizer.classes, config.localizer.coordinates = _OBJECTS[data_name]
     config.model.features = 512
-    config.model.logit_scale, config.model.own_matcher = 1.0, False
+    config.icm_logit_scale, config.model.own_matcher = 1.0, False
     clip = {"context_length": 77, "remat": "keep_nothing", "dtype": "bfloat16"}
     config.model.clip = {**PUBLISHED["ViT-B/32"], **clip}
     config.model.diffusion.update(

@@ -413,17 +413,17 @@ def test_arguments_are_structure_and_compile_nothing(compilations):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A hub of one repository, a local folder; what is asked of it."""
+    """A hub of one repository, a local folder named for its commit; what is asked of it."""
     asked = []
 
     def snapshot_download(repo_id, *, revision, allow_patterns, ignore_patterns):
         asked.append((repo_id, revision, allow_patterns))
         if repo_id != "people/networks":
             raise OSError(f"404 of {repo_id}\nand more")
-        return str(tmp_path / "repository")
+        return str(tmp_path / "c0ff1e")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    return tmp_path / "repository", asked
+    return tmp_path / "c0ff1e", asked
 
 
 def test_loading_from_the_hub(repository):
@@ -431,8 +431,9 @@ def test_loading_from_the_hub(repository):
     vljax.save(made(TextTransformer), folder / "text_encoder")
     tower = vljax.load("people/networks/text_encoder", revision="v2")
     assert arguments_of(tower) == arguments_of(made(TextTransformer))
-    (name, revision, small), (_, _, weights) = asked
+    (name, revision, small), (_, commit, weights) = asked
     assert (name, revision) == ("people/networks", "v2")
+    assert commit == folder.name, "the weights may be of another commit than the config"
     assert "text_encoder/*.json" in small
     assert "text_encoder/model*.safetensors" in weights
     with pytest.raises(UserError, match=r"^no/one is no folder .*\(404 of no/one\): check"):

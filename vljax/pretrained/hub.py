@@ -42,12 +42,14 @@ def folder_of(source: str | os.PathLike, revision: str | None = None) -> Path:
         )
     repository, below = match[1], match[2].strip("/")
     under = f"{below}/" if below else ""
-    folder = _fetch(repository, revision, [f"{under}*.json", f"{under}*.txt"]) / below
+    snapshot = _fetch(repository, revision, [f"{under}*.json", f"{under}*.txt"])
+    folder = snapshot / below
     whole = (folder / "model_index.json").is_file()
     places = [f"{under}{part}/" for part in PIPELINE] if whole else [under]
     for ending in (".safetensors", ".bin"):
         wanted = [f"{place}{stem}*{ending}" for place in places for stem in FOLDER_NAMES]
-        _fetch(repository, revision, wanted)
+        # Of the same commit, for which the folder is named: a branch may have moved on meanwhile.
+        _fetch(repository, snapshot.name, wanted)
         if all(any((folder / p[len(under) :]).glob(f"*{ending}")) for p in places):
             break
     return folder

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,8 @@ def test_texts_and_bytes_replace_what_was_there(tmp_path):
     assert place.read_bytes() == "Käse\n".encode()
     files.write(str(place), b"\x00\xff")
     assert place.read_bytes() == b"\x00\xff"
+    files.write(place, "é of " + os.fsdecode(b"caf\xe9.png"))
+    assert place.read_text("utf-8") == r"é of caf\xe9.png"
     assert names(place.parent) == ["a.txt"]
 
 
@@ -76,5 +79,7 @@ def test_the_cache_lies_where_the_user_keeps_caches(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     for folder in (files.cache_folder(), files.expanded(programs)):
         assert folder == tmp_path / "elsewhere" / "vljax"
+    # A user that is not there has no home.
+    assert files.expanded("~nobody-here/runs") == Path("~nobody-here/runs")
     # What older workdirs say.
     assert files.expanded("~/.cache/vljax") == tmp_path / ".cache" / "vljax"

@@ -37,13 +37,27 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file as `replacing` does, text as UTF-8.
+    """Write a file as `replacing` does, text as UTF-8 (`printable`).
 
     Raises:
         OSError: there is no room, or no right to write there.
     """
     with replacing(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(printable(content).encode() if isinstance(content, str) else content)
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    r"""A text or path without lone surrogates, which could be written nowhere.
+
+    Bytes of a file's name that are no UTF-8 come as such, and are shown as in `caf\xe9.png`.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        number = ord(found[0])
+        byte = number - 0xDC00  # as Python's handler "surrogateescape" makes them
+        return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{number:04x}"
+
+    return re.sub("[\ud800-\udfff]", escaped, os.fspath(text))
 
 
 def lacks_room(error: Exception) -> bool:
@@ -60,7 +74,7 @@ def lacks_room(error: Exception) -> bool:
 def expanded(path: str | os.PathLike) -> Path:
     """A path with `~` and `$XDG_CACHE_HOME` written out."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.fspath(path).replace("$XDG_CACHE_HOME", cache)).expanduser()
+    return Path(os.path.expanduser(os.fspath(path).replace("$XDG_CACHE_HOME", cache)))
 
 
 def cache_folder() -> Path:

@@ -38,7 +38,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vljax import __version__
+from vljax import __version__, files
 from vljax.errors import UserError
 from vljax.page.queue import Job, Queue, without_paths
 from vljax.page.rooms import MOST_CHARACTERS, MOST_TEXTS, Room
@@ -202,12 +202,10 @@ def _form(data: bytes) -> dict[str, list[str]]:
         for texts in values.values()
     ):
         raise UserError('the form cannot be read: send JSON {"field": ["text", …]}')
-    return {_writable(name): [_writable(text) for text in texts] for name, texts in values.items()}
-
-
-def _writable(text: str) -> str:
-    """A text without lone surrogates, which could be written nowhere."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return {
+        files.printable(name): [files.printable(text) for text in texts]
+        for name, texts in values.items()
+    }
 
 
 async def _body(request: Request, most: int) -> bytes:

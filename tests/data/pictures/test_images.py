@@ -1,6 +1,7 @@
 """Decoding, resizing, tiling and writing of pictures."""
 
 import io
+import os
 import re
 import struct
 import zlib
@@ -284,9 +285,11 @@ def test_a_sheet_of_a_flat_picture_stays_small():
 def test_written_png_reads_back_with_its_text(tmp_path):
     image = picture(20, 30)
     path = tmp_path / "new folder" / "sample.png"
-    images.write_png(path, image, {"prompt": "ein Hügel, 丘 🏔", "seed": "7"})
+    named = os.fsdecode(b"caf\xe9.png")
+    told = {"prompt": "ein Hügel, 丘 🏔", "seed": "7", "image": named, "text": "\ud800"}
+    images.write_png(path, image, told)
     with Image.open(path) as written:
-        assert written.text == {"prompt": "ein Hügel, 丘 🏔", "seed": "7"}
+        assert written.text == told | {"image": r"caf\xe9.png", "text": r"\ud800"}
         assert (np.asarray(written) == image).all()
     images.write_png(path, image[..., 0])
     assert (images.decode_image(path.read_bytes())[..., 0] == image[..., 0]).all()

@@ -294,7 +294,7 @@ def encode_png(
     Args:
         image: uint8 RGB [h, w, 3], or grey [h, w].
         metadata: Text fields (prompt, seed, …) that image viewers show and that
-            `PIL.Image.open(path).text` reads back; any Unicode text.
+            `PIL.Image.open(path).text` reads back; any text, see `vljax.files.printable`.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or not (
@@ -305,7 +305,7 @@ def encode_png(
         )
     text = PngImagePlugin.PngInfo()
     for name, value in (metadata or {}).items():
-        text.add_itxt(name, value)
+        text.add_itxt(name, files.printable(value))
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=text)
     return file.getvalue()

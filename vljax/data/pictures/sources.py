@@ -43,11 +43,6 @@ def _corrupt(index: int, where: str, error: Exception) -> CorruptExampleError:
     )
 
 
-def _printable(path: str | os.PathLike[str]) -> str:
-    """A path that any terminal or log can encode, undecodable bytes shown as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 class ImageFolder:
     """Every PNG, JPEG and WebP file under a folder, in the order of their relative paths.
 
@@ -67,10 +62,11 @@ class ImageFolder:
     def __init__(self, path: str | os.PathLike[str]):
         root = Path(path).expanduser()
         if not root.exists():
-            raise UserError(f"image folder {_printable(root)} does not exist; check the path")
+            raise UserError(f"image folder {files.printable(root)} does not exist; check the path")
         if not root.is_dir():
             raise UserError(
-                f"image folder {_printable(root)} is a file; give a folder (unpack archives first)"
+                f"image folder {files.printable(root)} is a file; give a folder (unpack archives "
+                "first)"
             )
         if (root / "images1024x1024").is_dir():
             root = root / "images1024x1024"
@@ -78,7 +74,7 @@ class ImageFolder:
         self.paths = tuple(sorted(_image_files(self.root)))
         if not self.paths:
             raise UserError(
-                f"image folder {_printable(root)} holds no {', '.join(IMAGE_SUFFIXES)} file; "
+                f"image folder {files.printable(root)} holds no {', '.join(IMAGE_SUFFIXES)} file; "
                 "check the path"
             )
 
@@ -98,8 +94,8 @@ class ImageFolder:
             with open(path, "rb") as file:
                 data = file.read()
         except OSError as error:
-            raise _corrupt(index, _printable(path), error) from error
-        return {"image": _decode(data, index, _printable(path)), "path": self.paths[index]}
+            raise _corrupt(index, files.printable(path), error) from error
+        return {"image": _decode(data, index, files.printable(path)), "path": self.paths[index]}
 
 
 def _image_files(root: str) -> list[str]:
@@ -187,7 +183,7 @@ class Lsun:
         length, padded = self._key_list()[index]
         key = padded.tobytes()[:length]
         name = key.decode("utf-8", "backslashreplace")
-        where = f"{_printable(self.path)} key {name}"
+        where = f"{files.printable(self.path)} key {name}"
         try:
             with _environment(self.path, os.getpid()).begin() as transaction:
                 data = transaction.get(key)
@@ -210,7 +206,7 @@ def _environment(path: str, process: int) -> Any:
 
 
 def _check_lmdb(path: str) -> None:
-    shown = _printable(path)
+    shown = files.printable(path)
     if not os.path.isdir(path):
         raise UserError(f"LSUN database {shown} is not a folder; give the unpacked *_lmdb folder")
     if not os.path.isfile(os.path.join(path, "data.mdb")):

@@ -163,8 +163,19 @@ def _nested(name: str, value: object) -> dict[str, Any]:
 DTYPES = ("float32", "bfloat16", "float16")
 # No array has an axis of more elements.
 _LARGEST = 2**31 - 1
-# Fields that count what is done at least once.
-_COUNTS = r"checkpoint\.(every|keep)|log\.every|stages\.[^.]+\.num_steps"
+# Numbers that a field may have: from the first on, below the second.
+_RANGES = (
+    (
+        r"checkpoint\.(every|keep)|log\.every|stages\.[^.]+\.(num_steps|batch_size|accumulate)",
+        (1, math.inf),
+    ),
+    (
+        r"log\.pictures_every|profile\.(start|steps)|data\.workers"
+        r"|stages\.[^.]+\.optimizer\.warmup_steps",
+        (0, math.inf),
+    ),
+    (r"stages\.[^.]+\.ema_decay", (0, 1)),  # at 1 the average would stay as it began
+)
 
 
 def check(config: ConfigDict, recipe: ConfigDict) -> None:
@@ -175,8 +186,9 @@ def check(config: ConfigDict, recipe: ConfigDict) -> None:
         recipe: The same without a person's changes; its values tell each field's type.
 
     Raises:
-        UserError: a number is not finite or larger than any array, a count is 0, a text cannot be
-            a path, a data type is none, or a sequence holds what the recipe's does not.
+        UserError: a number is not finite, larger than any array or out of its field's range, a
+            text cannot be a path, a data type is none, or a sequence holds what the recipe's does
+            not.
     """
     known = flatten(recipe.to_dict())
     for name, value in flatten(config.to_dict()).items():
@@ -184,8 +196,12 @@ def check(config: ConfigDict, recipe: ConfigDict) -> None:
         usual = known.get(name)
         if name.rpartition(".")[2].endswith("dtype") and value not in DTYPES:
             raise UserError(f"{told}: choose one of {', '.join(DTYPES)}")
-        if re.fullmatch(_COUNTS, name) and isinstance(value, int) and value < 1:
-            raise UserError(f"{told}: give 1 or more")
+        for fields, (low, end) in _RANGES:
+            if not re.fullmatch(fields, name) or not isinstance(value, int | float):
+                continue
+            if not low <= value < end:
+                below = "" if end == math.inf else f", and less than {end}"
+                raise UserError(f"{told}: give {low} or more{below}")
         if isinstance(value, tuple | list):
             kinds = {_kind(one) for one in usual} if isinstance(usual, tuple | list) else set()
             if kinds and not {_kind(one) for one in value} <= kinds:

@@ -12,7 +12,7 @@ import re
 import runpy
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -40,11 +40,15 @@ def parse_config(argv: Sequence[str]) -> tuple[ConfigDict | None, list[str]]:
         arguments.
 
     Raises:
-        UserError: the config file or an override is wrong.
+        UserError: the config file or an override is wrong, or `--` ends the flags.
     """
     argv = _joined(argv)
+    if "--" in argv:
+        raise UserError("--: nothing after it would be read; leave it out")
     file = _recipe_file(argv)
     recipe = None if file is None else _recipe(file)
+    if recipe is not None:
+        _check_values_given(argv, recipe)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["", *argv])
     try:
@@ -162,11 +166,11 @@ def open_run(
     """
     config, rest = parse_config(argv)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--workdir", type=Path, help="the run whose model to use")
+    common.add_argument("--workdir", type=files.expanded, help="the run whose model to use")
     common.add_argument("--example", help="instead: a trained example of this name", metavar="NAME")
     if folder:
         common.add_argument(
-            "--out", type=Path, help=f"where results go (default: WORKDIR/{folder})"
+            "--out", type=files.expanded, help=f"where results go (default: WORKDIR/{folder})"
         )
     parser = argparse.ArgumentParser(
         prog,
@@ -288,6 +292,21 @@ def _recipe(file: str) -> ConfigDict:
         ) from error
 
 
+def _check_values_given(argv: Sequence[str], recipe: ConfigDict) -> None:
+    """Refuse a field without a value, for which absl would take the flag that follows.
+
+    Raises:
+        UserError: there is one, which is no switch.
+    """
+    known = flatten(recipe.to_dict())
+    for argument in argv:
+        usual = known.get(argument.removeprefix("--config."), True)
+        if argument.startswith("--config.") and not isinstance(usual, bool):
+            raise UserError(
+                f"{argument}: its value is missing; give {argument}=VALUE, such as {usual}"
+            )
+
+
 def _explain(argv: Sequence[str], error: Exception) -> str:
     """One line on a wrong override: the field, the value, the remedy."""
     if isinstance(error, flags.IllegalFlagValueError):
@@ -302,9 +321,22 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
         if match := re.match(r"--config\.([\w.]+)", argument):
             field = match.group(1)
             if field not in known:
-                close = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
-                return f"--config.{field}: {file} has no such field; did you mean {close[0]}?"
+                return f"--config.{field}: {file} has no such field; {_nearest(field, known)}"
     return f"--config: {' '.join(str(error).split())}"
+
+
+def _nearest(field: str, known: Iterable[str]) -> str:
+    """What was meant by a field that there is not, or else all that its section has."""
+    names = field.split(".")
+    starts = [
+        "".join(f"{name}." for name in names[:depth]) for depth in reversed(range(len(names)))
+    ]
+    start = next(start for start in starts if any(name.startswith(start) for name in known))
+    below = [name.removeprefix(start) for name in known if name.startswith(start)]
+    if close := difflib.get_close_matches(field.removeprefix(start), below, n=1, cutoff=0.5):
+        return f"did you mean {start}{close[0]}?"
+    beside = sorted({start + name.partition(".")[0] for name in below})
+    return f"choose among {', '.join(beside)}"
 
 
 def start_jax(config: ConfigDict, distributed: bool) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 
+from vljax import files
 from vljax.doors import door, explaining, parse_config, start_jax
 from vljax.errors import UserError
 from vljax.systems import load_system
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", help="all that the run leaves goes here")
+    parser.add_argument("--workdir", type=files.expanded, help="all that the run leaves goes here")
     parser.add_argument("--dry_run", action="store_true", help="print what the run would take")
     parser.add_argument(
         "--distributed", action="store_true", help="join the other processes of a TPU pod or SLURM"

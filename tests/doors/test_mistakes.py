@@ -13,6 +13,7 @@ import pytest
 from vljax import doors, evaluate, export, generate, systems, train
 from vljax.config import flatten
 from vljax.doors import parse_config
+from vljax.page import __main__ as page
 
 ROOT = Path(__file__).parents[2]
 FFHQ = str(ROOT / "configs" / "sdg_ffhq.py")
@@ -35,6 +36,19 @@ MISTAKES = {
         ("--config", FFHQ, "--config.stages.diffusion.batchsize=4"),
         ["stages.diffusion.batchsize", "did you mean stages.diffusion.batch_size?"],
     ),
+    "unknown field like no other": (
+        ("--config", FFHQ, "--config.nope=3"),
+        ["--config.nope: ", "no such field; choose among about, checkpoint, compilation_cache,"],
+    ),
+    "unknown field of a section like no other": (
+        ("--config", FFHQ, "--config.checkpoint.nope.nope=3"),
+        ["--config.checkpoint.nope.nope: ", "choose among checkpoint.every, checkpoint.keep"],
+    ),
+    "no value": (
+        ("--config", FFHQ, "--config.data.workers"),
+        ["--config.data.workers: its value is missing; give --config.data.workers=VALUE, such"],
+    ),
+    "two dashes": (("--", "--config", FFHQ), ["--: ", "leave it out"]),
     "wrong type": (
         ("--config", FFHQ, "--config.stages.diffusion.batch_size=many"),
         ["--config.stages.diffusion.batch_size=many", "type"],
@@ -49,9 +63,23 @@ MISTAKES = {
     "no checkpoint kept": (
         ("--config", FFHQ, "--config.checkpoint.keep=0"), ["checkpoint.keep=0", "1 or more"]
     ),
-    "no steps": (
-        ("--config", FFHQ, "--config.stages.diffusion.num_steps=0"), ["num_steps=0", "1 or more"]
-    ),
+    **{
+        f"{field}={value}": (
+            ("--config", FFHQ, f"--config.{field}={value}"), [f"--config.{field}={value}: {give}"]
+        )
+        for field, value, give in (
+            ("stages.diffusion.num_steps", 0, "give 1 or more"),
+            ("stages.diffusion.batch_size", 0, "give 1 or more"),
+            ("stages.diffusion.accumulate", 0, "give 1 or more"),
+            ("stages.diffusion.optimizer.warmup_steps", -5, "give 0 or more"),
+            ("log.pictures_every", -1, "give 0 or more"),
+            ("profile.start", -1, "give 0 or more"),
+            ("profile.steps", -1, "give 0 or more"),
+            ("data.workers", -1, "give 0 or more"),
+            ("stages.diffusion.ema_decay", 1.0, "give 0 or more, and less than 1"),
+            ("stages.diffusion.ema_decay", -0.5, "give 0 or more, and less than 1"),
+        )
+    },
     "mesh": (("--config", FFHQ, "--config.mesh.fsdp=64"), ["mesh=", "does not fit"]),
     "schedule": (("--config", FFHQ, "--config.diffusion.schedule=steep"), ["'steep'"]),
     "loss": (("--config", FFHQ, "--config.diffusion.loss=hybrid"), ["hybrid", "learned_range"]),
@@ -160,6 +188,15 @@ def test_an_empty_folder_and_a_folder_of_other_files(capsys, monkeypatch, tmp_pa
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("door", [generate, evaluate, page])
+def test_a_run_may_lie_in_the_users_home(door, capsys, monkeypatch, tmp_path):
+    """After `=` a shell leaves `~` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, error = knock(capsys, monkeypatch, door, "--workdir=~/run")
+    assert code == 2
+    assert f"--workdir={tmp_path / 'run'} holds no config.json" in error
+
+
 @pytest.mark.parametrize("door", [generate, evaluate])
 def test_using_a_run_that_is_not_there(door, capsys, monkeypatch, tmp_path):
     assert knock(capsys, monkeypatch, door)[0] == 2
@@ -177,10 +214,12 @@ def test_where_no_results_can_be_written_is_told_before_a_model_is_loaded(
     door, capsys, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(doors, "open_model", None)
-    (file := tmp_path / "file").touch()
-    for out, reason in ((file, "File exists"), (file / "folder", "Not a directory")):
-        code, error = knock(capsys, monkeypatch, door, "--config", FFHQ, "--out", out)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    for out, reason in (("~/file", "File exists"), ("~/file/folder", "Not a directory")):
+        code, error = knock(capsys, monkeypatch, door, "--config", FFHQ, f"--out={out}")
         assert code == 2
+        out = out.replace("~", str(tmp_path))
         assert error.startswith(f"error: --out={out}: no results can be written there ({reason});")
 
 

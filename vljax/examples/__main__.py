@@ -93,14 +93,14 @@ def _make(argv: Sequence[str]) -> int:
     """Train an example's recipe, judge what came out, and let it take the example's place."""
     parser = argparse.ArgumentParser("vljax.examples make", description=__doc__)
     parser.add_argument("name", help="of an example")
-    parser.add_argument("--workdir", required=True, help="where to train")
+    parser.add_argument("--workdir", type=files.expanded, required=True, help="where to train")
     parser.add_argument("--commit", help="the commit with which it is trained")
     asked, others = parser.parse_known_args(argv)
     example(asked.name)  # an unknown name is told before anything starts
-    recipe, run = Path(__file__).parent / "recipe.py", ("--workdir", asked.workdir)
+    workdir: Path = asked.workdir
+    recipe, run = Path(__file__).parent / "recipe.py", ("--workdir", str(workdir))
     if failed := _door("train", "--config", f"{recipe}:{asked.name}", *run, *others):
         return failed
-    workdir = Path(asked.workdir)
     config = read_workdir(workdir)
     listed = load_system(config.system).stages(config)
     if not all(weights.file(workdir, stage.name).exists() for stage in listed):

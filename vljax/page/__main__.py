@@ -12,8 +12,8 @@ import secrets
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from vljax import files
 from vljax.doors import door, example, open_model, parse_config, read_workdir
 from vljax.errors import UserError
 from vljax.page.rooms import Room, name_rooms
@@ -42,7 +42,12 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--workdir", type=Path, action="extend", nargs="+", default=[], help="runs to show"
+        "--workdir",
+        type=files.expanded,
+        action="extend",
+        nargs="+",
+        default=[],
+        help="runs to show",
     )
     parser.add_argument(
         "--example", action="extend", nargs="+", default=[], help="examples to show"

@@ -8,7 +8,7 @@ the later one's weights count. `generate`, `evaluate` and other runs read them.
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +148,22 @@ def initial(make_model: Any, skeleton: Any, config: ConfigDict, mesh: Mesh) -> d
     return parameters
 
 
-def pretrained_parameters(skeleton: Any, config: ConfigDict) -> dict[str, np.ndarray]:
+def pretrained_parameters(
+    skeleton: Any, config: ConfigDict, known: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """The parameters that `config.pretrained` gives, by name: {part of the model: checkpoint}.
+
+    Args:
+        skeleton: The model's structure.
+        config: `pretrained`.
+        known: Parts whose weights are there already: what is given for them is not read.
 
     Raises:
         UserError: no such part, or its weights do not fit.
     """
     parameters: dict[str, np.ndarray] = {}
     for part, path in config.pretrained.items():
-        if not path:
+        if not path or part in known:
             continue
         network = getattr(skeleton, part, None)
         if network is None:
@@ -182,7 +189,8 @@ def load_model(skeleton: Any, config: ConfigDict, workdir: Path | None) -> Any:
     """The model with the weights of a run's finished stages, or published ones.
 
     The stages follow each other as they trained (`weights/stages.json`); in a run without that
-    list, one of an older version, by name, which is said on the console.
+    list, one of an older version, by name, which is said on the console. They hold their parts
+    whole: what a run began with need not be there any more.
 
     Args:
         skeleton: The model's structure (from `jax.eval_shape`).
@@ -194,13 +202,14 @@ def load_model(skeleton: Any, config: ConfigDict, workdir: Path | None) -> Any:
         UserError: weights of a part are nowhere, or damaged, or of another network than the
             config's.
     """
-    model = with_parameters(skeleton, pretrained_parameters(skeleton, config))
+    trained: dict[str, Any] = {}
     ended = [file(workdir, stage) for stage in _ended_stages(workdir, config)] if workdir else []
     for path in ended:
         tensors = pretrained.read_tensors(path)
         parts = {part: getattr(skeleton, part, None) for part in parts_of(tensors)}
-        parts = pretrained.assign(parts, tensors, origin=path)
-        model = with_parameters(model, named_parameters(parts))
+        trained |= named_parameters(pretrained.assign(parts, tensors, origin=path))
+    given = pretrained_parameters(skeleton, config, known=parts_of(trained))
+    model = with_parameters(skeleton, given | trained)
     absent = parts_of(
         name
         for name, value in named_parameters(model).items()

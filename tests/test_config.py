@@ -26,7 +26,8 @@ def test_fields_that_are_gone_are_read_while_they_say_nothing_new(tmp_path):
 def test_a_damaged_config_is_told_to_those_who_use_a_run_and_who_resume_it(content, tmp_path):
     content = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "config.json").write_bytes(content)
-    for read in (from_workdir, lambda path: Workdir(path, get_base_config("sdg"))):
+    config = get_base_config("sdg")
+    for read in (from_workdir, lambda path: Workdir(path, config, config)):
         with pytest.raises(UserError, match=r"config\.json is damaged \(.*remove the file"):
             read(tmp_path)
     assert (tmp_path / "config.json").read_bytes() == content

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         dry_run(stages, programs, skeleton, mesh, config)
         return 0
 
-    workdir = Workdir(args.workdir, config)
+    workdir = Workdir(args.workdir, config, system.get_config())
     workdir.say(f"{config.about}\n{_devices(mesh)}; everything goes to {workdir.path}")
     trains = {stage.name for stage in stages}
     for name in (stage.name for stage in listed if stage.name not in trains):

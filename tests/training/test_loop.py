@@ -168,7 +168,7 @@ class Broken(Points):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     stage, config = make_stage(source=Broken()), get_base_config("none")
     config.checkpoint.every = 1
-    workdir = Workdir(tmp_path, config)
+    workdir = Workdir(tmp_path, config, config)
     skeleton = jax.eval_shape(Line)
     made = make_program(stage, skeleton, config, MESH)
     start = named_parameters(Line())
@@ -189,7 +189,8 @@ def test_steps_of_the_first_stage_long_enough_are_profiled(tmp_path, monkeypatch
     traced = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: traced.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced.append("stop"))
-    workdir = Workdir(tmp_path, get_base_config("none"))
+    config = get_base_config("none")
+    workdir = Workdir(tmp_path, config, config)
     for steps in (3, 8, 20):
         with Profile(ConfigDict({"start": 5, "steps": 5}), workdir) as profile:
             for done in range(steps):

@@ -74,7 +74,7 @@ def run(folder, stage=None):
     config.log.every = 1
     skeleton = jax.eval_shape(Place)
     program = make_program(stage, skeleton, config, MESH)
-    workdir = Workdir(folder, config)
+    workdir = Workdir(folder, config, config)
     parameters = jax.tree.map(jnp.asarray, named_parameters(Place()))
     return train(stage, program, skeleton, parameters, mesh=MESH, config=config, workdir=workdir)[
         "place"

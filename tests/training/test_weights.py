@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from vljax import pretrained, train
-from vljax.config import from_workdir
+from vljax.config import from_workdir, get_base_config
 from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.autoencoder import AutoencoderKL
@@ -67,6 +67,10 @@ class Towards:
     """
 
     @staticmethod
+    def get_config():
+        return get_base_config("towards")
+
+    @staticmethod
     def make_model(config):
         return Numbers()
 
@@ -120,6 +124,13 @@ def test_stages_train_and_load_in_the_order_of_the_systems_list(door, capsys):
     assert load(workdir) == [1.5, 3.0]
 
 
+def test_the_workdir_may_lie_in_the_users_home(door, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    door("--workdir=~/at_home")
+    assert load(tmp_path / "at_home") == [1.5, 3.0]
+
+
 def test_a_run_without_the_list_loads_by_name_and_says_so(door, capsys):
     workdir = door()
     (workdir / "weights" / "stages.json").unlink()
@@ -157,6 +168,21 @@ def test_a_system_whose_every_part_is_given_trains_nothing_and_can_be_used(door,
     assert "b: not trained" in told
     assert (workdir / "metrics.jsonl").read_text() == ""
     assert load(workdir) == [7.0, 8.0]
+
+
+def test_a_run_is_used_without_the_weights_that_it_trained_further(door, tmp_path):
+    (number := Number()).value[...] = jnp.float32(7)
+    pretrained.save(number, given := tmp_path / "number.safetensors")
+    workdir = door(f"--config.pretrained.number={given}")
+    assert load(workdir) == [8.5, 3.0]
+    given.unlink()
+    assert load(workdir) == [8.5, 3.0]
+    # Of a part that no stage trained they are needed.
+    for stage in ("a", "b"):
+        weights.file(workdir, stage).unlink()
+    (workdir / "weights" / "stages.json").write_text("[]")
+    with pytest.raises(UserError, match=r"number\.safetensors"):
+        load(workdir)
 
 
 def test_a_part_that_an_earlier_stage_trained_is_not_given_any_more():

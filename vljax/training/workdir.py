@@ -33,13 +33,13 @@ from rich.progress import (
 )
 
 from vljax import files
-from vljax.config import flatten, read_json, to_json
+from vljax.config import completed, flatten, from_workdir, to_json
 from vljax.data.pictures.images import write_png
 from vljax.errors import UserError
 
 # What may change when a run is resumed: nothing here changes the parameters it ends with.
 FREE_FIELDS = (
-    *("log", "checkpoint", "profile", "compilation_cache", "data.workers", "mesh"),
+    *("about", "log", "checkpoint", "profile", "compilation_cache", "data.workers", "mesh"),
     "data.on_corrupt",  # until now every example was readable, or the run had stopped
     "param_dtype",  # of weights in use
 )
@@ -53,17 +53,18 @@ class Workdir:
     Args:
         path: The folder; made when missing.
         config: The resolved config of this run.
+        usual: The system's own config: what fields mean that an older version's run lacks.
 
     Raises:
         UserError: the folder belongs to a run with another config.
     """
 
-    def __init__(self, path: str | os.PathLike, config: ConfigDict) -> None:
+    def __init__(self, path: str | os.PathLike, config: ConfigDict, usual: ConfigDict) -> None:
         self.path = Path(path)
         self.leads = jax.process_index() == 0
         self.profiled = False  # whether a stage's steps were traced, see `vljax.training.loop`
         self.console = Console(quiet=not self.leads)
-        self._check_config(config)
+        self._check_config(config, usual)
         if not self.leads:
             return
         try:
@@ -77,10 +78,13 @@ class Workdir:
                 f"--workdir={path}: cannot be made or written to ({error}); give another"
             ) from error
 
-    def _check_config(self, config: ConfigDict) -> None:
-        if not (file := self.path / "config.json").is_file():
+    def _check_config(self, config: ConfigDict, usual: ConfigDict) -> None:
+        if not (self.path / "config.json").is_file():
             return
-        theirs, ours = flatten(read_json(file)), flatten(json.loads(to_json(config)))
+        theirs, ours = (
+            _fields(one, usual)
+            for one in (from_workdir(self.path), config.copy_and_resolve_references())
+        )
         different = [
             f"{name} ({theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here)"
             for name in sorted(theirs.keys() | ours.keys())
@@ -160,3 +164,9 @@ class Workdir:
             self._metrics.close()
             if "_tensorboard" in self.__dict__:  # written to
                 self._tensorboard.close()
+
+
+def _fields(config: ConfigDict, usual: ConfigDict) -> dict[str, object]:
+    """All fields of a config as JSON has them; of those that it lacks, what is usual."""
+    completed(config, usual)
+    return flatten(json.loads(to_json(config)))

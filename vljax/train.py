@@ -8,8 +8,11 @@ abstractly and prints what the run would take.
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from vljax import files
 from vljax.doors import door, explaining, parse_config, start_jax
@@ -18,6 +21,8 @@ from vljax.systems import load_system
 from vljax.training import loop, weights
 from vljax.training.dry_run import dry_run
 from vljax.training.mesh import make_mesh
+from vljax.training.preemption import Preemption
+from vljax.training.stage import Stage
 from vljax.training.workdir import Workdir
 
 
@@ -46,7 +51,32 @@ def main(argv: Sequence[str]) -> int:
     if args.workdir is None and not args.dry_run:
         raise UserError("--workdir is missing: give a folder for what the run leaves")
     start_jax(config, args.distributed)
+    if args.dry_run:
+        _, stages, programs, skeleton, mesh = _planned(argv, config)
+        dry_run(stages, programs, skeleton, mesh, config)
+        return 0
+    with Preemption() as preemption:
+        done = _train(_planned(argv, config), config, args.workdir, preemption)
+    # Schedulers that take 0 for "finished for good" (Kubernetes) ask for another status.
+    return 0 if done else int(os.environ.get("VLJAX_STOPPED_STATUS", "0"))
 
+
+class _Plan(NamedTuple):
+    """What a run is to do: of the listed stages it trains some, a program each."""
+
+    listed: list[Stage]
+    stages: list[Stage]
+    programs: list[loop.Program]
+    skeleton: Any
+    mesh: jax.sharding.Mesh
+
+
+def _planned(argv: Sequence[str], config: ConfigDict) -> _Plan:
+    """Open the data and build everything abstractly.
+
+    Raises:
+        UserError: the config or the data is wrong; nothing was compiled yet.
+    """
     system = load_system(config.system)
     mesh = make_mesh(config.mesh)
     # Every mistake shows here, before anything compiles.
@@ -55,11 +85,14 @@ def main(argv: Sequence[str]) -> int:
         skeleton = jax.eval_shape(lambda: system.make_model(config))
         stages = weights.stages_to_train(listed, skeleton, config)
         programs = [loop.make_program(stage, skeleton, config, mesh) for stage in stages]
-    if args.dry_run:
-        dry_run(stages, programs, skeleton, mesh, config)
-        return 0
+    return _Plan(listed, stages, programs, skeleton, mesh)
 
-    workdir = Workdir(args.workdir, config, system.get_config())
+
+def _train(plan: _Plan, config: ConfigDict, folder: Path, preemption: Preemption) -> bool:
+    """Run the stages one after the other; whether all have ended, or SIGTERM came before."""
+    listed, stages, programs, skeleton, mesh = plan
+    system = load_system(config.system)
+    workdir = Workdir(folder, config, system.get_config())
     workdir.say(f"{config.about}\n{_devices(mesh)}; everything goes to {workdir.path}")
     trains = {stage.name for stage in stages}
     for name in (stage.name for stage in listed if stage.name not in trains):
@@ -68,13 +101,20 @@ def main(argv: Sequence[str]) -> int:
         workdir.say("nothing to train: config.pretrained gives all that this config would train")
     parameters = weights.initial(lambda: system.make_model(config), skeleton, config, mesh)
     for stage, program in zip(stages, programs, strict=True):
+        if preemption.noticed():
+            workdir.say(f"stopped by SIGTERM before {stage.name}")
+            workdir.close()
+            return False
         result = loop.train(
-            stage, program, skeleton, parameters, mesh=mesh, config=config, workdir=workdir
+            *(stage, program, skeleton, parameters),
+            mesh=mesh,
+            config=config,
+            workdir=workdir,
+            preemption=preemption,
         )
         if result is None:
             workdir.close()
-            # Schedulers that take 0 for "finished for good" (Kubernetes) ask for another status.
-            return int(os.environ.get("VLJAX_STOPPED_STATUS", "0"))
+            return False
         parameters = result
         if not weights.file(workdir.path, stage.name).exists():
             weights.save(workdir.path, stage.name, skeleton, parameters, program.trained)
@@ -85,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
         f"python -m vljax.evaluate --workdir {workdir.path}"
     )
     workdir.close()
-    return 0
+    return True
 
 
 def _devices(mesh: jax.sharding.Mesh) -> str:

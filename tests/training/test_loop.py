@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
 from vljax.errors import RunError, UserError
 from vljax.models.parameters import named_parameters
 from vljax.training.checkpoint import Checkpoints
-from vljax.training.loop import Preemption, Profile, make_program, train
+from vljax.training.loop import Profile, make_program, train
 from vljax.training.mesh import make_mesh
 from vljax.training.optimizer import get_optimizer_config
+from vljax.training.preemption import Preemption
 from vljax.training.stage import Stage
 from vljax.training.workdir import Workdir
 
@@ -158,6 +158,18 @@ def test_the_step_is_traced_once():
     assert len(traces) == 1
 
 
+def train_whole(stage, model, config, folder, stopped=False):
+    """Train a stage to its end, or until SIGTERM stops it after a step; all its parameters."""
+    skeleton = jax.eval_shape(model)
+    made = make_program(stage, skeleton, config, MESH)
+    start = jax.tree.map(jnp.asarray, named_parameters(model()))
+    workdir = Workdir(folder, config, config)
+    with Preemption() as preemption:
+        preemption.flag = stopped
+        where = {"mesh": MESH, "config": config, "workdir": workdir, "preemption": preemption}
+        return train(stage, made, skeleton, start, **where)
+
+
 class Broken(Points):
     """One of them is not a number."""
 
@@ -168,12 +180,8 @@ class Broken(Points):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     stage, config = make_stage(source=Broken()), get_base_config("none")
     config.checkpoint.every = 1
-    workdir = Workdir(tmp_path, config, config)
-    skeleton = jax.eval_shape(Line)
-    made = make_program(stage, skeleton, config, MESH)
-    start = named_parameters(Line())
     with pytest.raises(RunError, match="nothing was saved after the last checkpoint") as caught:
-        train(stage, made, skeleton, start, mesh=MESH, config=config, workdir=workdir)
+        train_whole(stage, Line, config, tmp_path)
     words = r"loss is nan at step (\d+) of stage line, on the examples ([\d, ]*);"
     step, examples = re.match(words, str(caught.value)).groups()
     assert "40" in examples.split(", ")
@@ -196,17 +204,6 @@ def test_steps_of_the_first_stage_long_enough_are_profiled(tmp_path, monkeypatch
             for done in range(steps):
                 profile.look(done)
     assert traced == ["start", "stop"]
-
-
-def test_processes_agree_on_numbers_that_rise_through_all_stages(monkeypatch):
-    told = []
-    agree = "reached_preemption_sync_point"
-    monkeypatch.setattr(multihost_utils, agree, lambda number: bool(told.append(number)))
-    for _ in range(2):
-        preemption = Preemption()
-        preemption.alone = False
-        assert not any(preemption.noticed() for _ in range(3))
-    assert told == list(range(told[0], told[0] + 6))
 
 
 @pytest.mark.parametrize(

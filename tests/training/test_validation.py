@@ -17,6 +17,7 @@ from vljax.models.parameters import named_parameters
 from vljax.training.loop import make_program, train
 from vljax.training.mesh import make_mesh
 from vljax.training.optimizer import get_optimizer_config, make_optimizer
+from vljax.training.preemption import Preemption
 from vljax.training.stage import Stage
 from vljax.training.validation import decide, selection_of
 from vljax.training.workdir import Workdir
@@ -76,9 +77,9 @@ def run(folder, stage=None):
     program = make_program(stage, skeleton, config, MESH)
     workdir = Workdir(folder, config, config)
     parameters = jax.tree.map(jnp.asarray, named_parameters(Place()))
-    return train(stage, program, skeleton, parameters, mesh=MESH, config=config, workdir=workdir)[
-        "place"
-    ]
+    with Preemption() as preemption:
+        where = {"mesh": MESH, "config": config, "workdir": workdir, "preemption": preemption}
+        return train(stage, program, skeleton, parameters, **where)["place"]
 
 
 def test_the_best_is_restored_the_rate_halved_and_the_stage_ends(tmp_path):

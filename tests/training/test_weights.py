@@ -1,6 +1,7 @@
 """Which stages train, in which order their weights count, and runs that lack the list of them."""
 
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +153,34 @@ def test_the_list_holds_only_stages_that_have_ended(door):
     (workdir / "weights" / "stages.json").write_text("[1")
     with pytest.raises(UserError, match=r"stages\.json is damaged"):
         load(workdir)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "ended"),
+    [(Towards, "stages", []), (weights, "initial", []), (weights, "save", ["b"])],
+)
+def test_sigterm_before_a_stage_ends_the_run_as_within_one(place, name, ended, door, monkeypatch):
+    """While the data are opened, parameters drawn, weights written."""
+
+    def unheard(*_):
+        raise AssertionError("nobody waits for SIGTERM")
+
+    before, handler = getattr(place, name), signal.signal(signal.SIGTERM, unheard)
+
+    def disturbed(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return before(*arguments)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, disturbed)
+            workdir = door()
+        assert signal.getsignal(signal.SIGTERM) is unheard
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert [one.stem for one in workdir.glob("weights/*.safetensors")] == ended
+    door()
+    assert load(workdir) == [1.5, 3.0]
 
 
 def test_a_system_whose_every_part_is_given_trains_nothing_and_can_be_used(door, tmp_path, capsys):

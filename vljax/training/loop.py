@@ -1,14 +1,10 @@
 """The training loop: one jitted step, checkpoints, resume, pictures."""
 
 import functools
-import itertools
-import signal
-import threading
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, NamedTuple
 
 import chex
@@ -16,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
@@ -27,6 +22,7 @@ from vljax.models.parameters import named_parameters, with_parameters
 from vljax.training import mesh as meshes
 from vljax.training.checkpoint import Checkpoints, abstract
 from vljax.training.optimizer import ema_update, learning_rate_factors, make_optimizer
+from vljax.training.preemption import Preemption
 from vljax.training.stage import Stage
 from vljax.training.validation import SCHEDULE, Validation, decide
 from vljax.training.validation import check as check_validation
@@ -267,6 +263,7 @@ def train(
     mesh: Mesh,
     config: ConfigDict,
     workdir: Workdir,
+    preemption: Preemption,
 ) -> Parameters | None:
     """Run a stage to its end, from its newest checkpoint where there is one.
 
@@ -278,6 +275,7 @@ def train(
         mesh: The devices.
         config: The run's config: `seed`, `checkpoint`, `log`, `data`, `profile`.
         workdir: Where everything goes.
+        preemption: Entered; tells after every step whether to save and stop.
 
     Returns:
         All parameters, the trained ones averaged where the stage asks for it; or None when
@@ -312,7 +310,6 @@ def train(
     )
     # A number on the host: the key is made from it inside the program, alike on every process.
     seed = np.uint32(zlib.crc32(f"{config.seed} {stage.name}".encode()))
-    preemption = Preemption()
     meter = Meter(stage, workdir, start, config.log.every)
 
     def save(step: int) -> None:
@@ -331,7 +328,7 @@ def train(
     validation = program.validation
     ended = validation is not None and validation.ended(state)
     try:
-        with preemption, meter, Profile(config.profile, workdir) as profile:
+        with meter, Profile(config.profile, workdir) as profile:
             for step in range(start, start if ended else num_steps):
                 profile.look(step - start)
                 waited = time.perf_counter()
@@ -433,39 +430,6 @@ class Meter:
         self.bar.update(
             self.bar.task_ids[0], completed=step, status=f"{status}  {self.speed:.1f} examples/s"
         )
-
-
-class Preemption:
-    """Notices SIGTERM, on whichever host it arrives, at the same step everywhere."""
-
-    # The runtime agrees on the highest number that any process told it, plus one, and waits for
-    # just that: it has to rise by one from 0, through all stages, wherever they resumed.
-    steps = itertools.count()
-
-    def __init__(self) -> None:
-        self.flag = False
-        self.previous: Any = None
-
-    def __enter__(self) -> "Preemption":
-        # With several processes the runtime catches the signal and agrees on a step; a handler
-        # of ours would take it away from the runtime. Handlers belong to the main thread.
-        self.alone = jax.process_count() == 1
-        if self.alone and threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGTERM, self._notice)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
-
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        self.flag = True
-
-    def noticed(self) -> bool:
-        """Whether to save after this step and stop; to be asked after every one."""
-        if self.alone:
-            return self.flag
-        return multihost_utils.reached_preemption_sync_point(next(self.steps))
 
 
 class Profile:

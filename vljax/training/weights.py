@@ -208,8 +208,8 @@ def load_model(skeleton: Any, config: ConfigDict, workdir: Path | None) -> Any:
         tensors = pretrained.read_tensors(path)
         parts = {part: getattr(skeleton, part, None) for part in parts_of(tensors)}
         trained |= named_parameters(pretrained.assign(parts, tensors, origin=path))
-    given = pretrained_parameters(skeleton, config, known=parts_of(trained))
-    model = with_parameters(skeleton, given | trained)
+    published = pretrained_parameters(skeleton, config, known=parts_of(trained))
+    model = with_parameters(skeleton, published | trained)
     absent = parts_of(
         name
         for name, value in named_parameters(model).items()

@@ -1,5 +1,6 @@
 """The training step: what it trains, averages, accumulates and remembers."""
 
+import dataclasses
 import re
 
 import jax
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vljax.config import get_base_config
 from vljax.errors import RunError, UserError
-from vljax.models.parameters import named_parameters
+from vljax.models.parameters import named_parameters, with_parameters
 from vljax.training.checkpoint import Checkpoints
 from vljax.training.loop import Profile, make_program, train
 from vljax.training.mesh import make_mesh
@@ -191,6 +192,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     checkpoints.close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert "NaN" not in "".join(lines)
+
+
+class Lines(nnx.Module):
+    """A part of two parameters."""
+
+    def __init__(self):
+        self.line = Line()
+
+
+@pytest.mark.parametrize("trained", [r"line\.", r"line\.slope"])
+def test_a_resumed_stage_makes_anew_only_what_no_checkpoint_holds(trained, tmp_path):
+    started = []
+
+    def start(model):
+        started.append(1)
+        line = {"slope": jnp.float32(2), "offset": model.line.offset[...] / 3}
+        return with_parameters(model, {f"line.{name}": value for name, value in line.items()})
+
+    stage = make_stage(lambda model, *told: squared_error(model.line, *told), [(trained, 1.0)])
+    stage = dataclasses.replace(stage, start=start)
+    config = get_base_config("none")
+    whole = train_whole(stage, Lines, config, tmp_path / "whole")
+    assert train_whole(stage, Lines, config, tmp_path / "stopped", stopped=True) is None
+    started.clear()
+    assert train_whole(stage, Lines, config, tmp_path / "stopped") == whole
+    assert bool(started) == (trained == r"line\.slope"), "the offset alone is in no checkpoint"
 
 
 def test_steps_of_the_first_stage_long_enough_are_profiled(tmp_path, monkeypatch):

@@ -238,11 +238,17 @@ def _started(
     parameters: Parameters,
     config: ConfigDict,
     mesh: Mesh,
+    resumed: bool,
 ) -> Parameters:
-    """All parameters as the stage begins: the parts that it trains are made by `stage.start`."""
-    if stage.start is None:
-        return parameters
+    """All parameters as the stage begins: the parts that it trains are made by `stage.start`.
+
+    A checkpoint holds what the stage trains; a resumed stage makes anew what else there is in its
+    parts (a norm's statistics), by the same program, and nothing where there is none.
+    """
     start, parts = stage.start, parts_of(program.trained)
+    held = set(program.trained) if resumed else set()
+    if start is None or all(n in held for n in parameters if n.partition(".")[0] in parts):
+        return parameters
 
     def begin(parameters: Parameters) -> Parameters:
         begun = named_parameters(start(with_parameters(skeleton, parameters)))
@@ -285,12 +291,13 @@ def train(
         UserError: a checkpoint does not fit the stage, or the data cannot be read.
         RunError: the loss is no longer finite, or a checkpoint cannot be written.
     """
-    parameters = _started(stage, program, skeleton, parameters, config, mesh)
-    frozen = {n: p for n, p in parameters.items() if n not in program.shapes.parameters}
     num_steps, batch_size = stage.config.num_steps, stage.config.batch_size
     checkpoints = Checkpoints(workdir.path / "checkpoints" / stage.name, config.checkpoint.keep)
     stream = {"seed": config.seed, "batch_size": batch_size}
-    if checkpoints.latest() is None:
+    resumed = checkpoints.latest() is not None
+    parameters = _started(stage, program, skeleton, parameters, config, mesh, resumed)
+    frozen = {n: p for n, p in parameters.items() if n not in program.shapes.parameters}
+    if not resumed:
         start = 0
         state = program.init({name: parameters[name] for name in program.trained})
     else:

@@ -129,7 +129,14 @@ def test_pie_bench(tmp_path):
         PieBench(tmp_path)
 
 
-@pytest.mark.parametrize("runs", [[1], [-1, 2], [512 * 512 - 1, 2]])
+@pytest.mark.parametrize("runs", [[1], [-1, 2], [512 * 512, 1]])
 def test_masks_of_pie_bench_that_cannot_be(runs):
     with pytest.raises(UserError, match="mask"):
         pie_mask(runs)
+
+
+def test_a_run_of_pie_bench_beyond_the_end_ends_with_the_picture():
+    clipped, whole = pie_mask([2 * 8 + 3, 2, 5 * 8 + 2, 99], 8), pie_mask([19, 2, 42, 22], 8)
+    assert np.array_equal(clipped, whole)
+    assert clipped[2].tolist() == [True, False, False, True, True, False, False, True]
+    assert clipped[5].tolist() == [True, False, *[True] * 6]

@@ -245,21 +245,25 @@ class PieBench:
 def pie_mask(runs: Sequence[int], side: int = PIE_SIDE) -> Bool[np.ndarray, "s s"]:
     """PIE-Bench's mask: pairs of a start in the flattened picture and a length; 1 is to change.
 
-    Its authors set the outermost pixels to 1 when they judge, since some masks' ends are wrong;
-    so here.
+    A run that is longer than what is left of the picture ends with it, and the outermost pixels are
+    1, since some masks' ends are wrong: so its authors read them when they judge.
 
     Raises:
-        UserError: the numbers are no pairs within the picture.
+        UserError: the numbers are no pairs, or a run begins outside of the picture.
     """
     pairs = np.asarray(runs, np.int64)
     if pairs.ndim != 1 or len(pairs) % 2:
         raise UserError(f"a mask of {len(runs)} numbers: give pairs of a start and a length")
     starts, lengths = pairs[::2], pairs[1::2]
-    if (pairs < 0).any() or (starts + lengths > side * side).any():
-        raise UserError(f"a mask's runs leave the picture of {side}×{side} pixels")
+    if (pairs < 0).any() or (starts >= side * side).any():
+        raise UserError(
+            f"a mask's runs begin outside of a picture of {side}×{side} pixels: give pairs of a "
+            "start and a length"
+        )
+    ends = np.minimum(starts + lengths, side * side)
     edges = np.zeros(side * side + 1, np.int64)
     np.add.at(edges, starts, 1)
-    np.add.at(edges, starts + lengths, -1)
+    np.add.at(edges, ends, -1)
     mask = (np.cumsum(edges)[:-1] > 0).reshape(side, side)
     mask[[0, -1]] = True
     mask[:, [0, -1]] = True

@@ -362,6 +362,7 @@ for i in range(5):
     assert (example["image"] == picture(j)).all() and example["label"] == j % 3
 assert damaged == 1
 assert len(Tfds("tiny_pictures", folder, "train[:40%]")) == 2
+assert len(Tfds("tiny_pictures", "~/data")) == 5
 assert Tfds("tiny_pictures", folder, "train[:40%]").fingerprint != source.fingerprint
 
 batch = next(pipeline.batches(
@@ -402,7 +403,7 @@ def test_tfds_without_tensorflow(tmp_path):
     (tmp_path / "data").mkdir()
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "data")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -295,6 +295,7 @@ def open_prepared(
     """
     import tensorflow_datasets as tfds
 
+    data_dir = None if data_dir is None else os.path.expanduser(data_dir)
     what = f"tfds data set '{name}' (split '{split}', data_dir {data_dir})"
     remedy = (
         f"prepare it with `tfds build {name.split('/')[0].split(':')[0]} "

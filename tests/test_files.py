@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,16 @@ def test_two_that_write_one_file_at_a_time_share_no_parts(tmp_path):
         other.write_text("other")
     assert place.read_text() == "one"
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_what_a_killed_write_left_is_swept_out_after_a_day(tmp_path):
+    dead, alive, other = ".b.json.0123abcd.partial", ".a.txt.89abcdef.partial", ".notes.partial"
+    for name, days in ((dead, 1.1), (alive, 0.9), (other, 9)):
+        (tmp_path / name).write_text("par")
+        then = time.time() - days * 24 * 60 * 60
+        os.utime(tmp_path / name, (then, then))
+    files.write(tmp_path / "a.txt", "whole")
+    assert names(tmp_path) == sorted([alive, other, "a.txt"])
 
 
 def test_a_file_takes_its_name_after_it_lies_on_the_disk(tmp_path, monkeypatch):

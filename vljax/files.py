@@ -2,14 +2,19 @@
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 # As configs name it; unset, the variable stands for ~/.cache (XDG Base Directory Specification).
 CACHE = "$XDG_CACHE_HOME/vljax"
+
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
+_DAY = 24 * 60 * 60.0
 
 
 @contextlib.contextmanager
@@ -17,13 +22,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """The name under which to write a file beside `path`; it takes that name once it is whole.
 
     Others, in whatever process, see the old file or the new one, never a part, even after the
-    power failed. Folders to it are made. When the block raises, nothing is left of the new file.
+    power failed. Folders to it are made. When the block raises, nothing is left of the new file;
+    what a killed process left is swept out by the first that writes into the folder a day later.
 
     Raises:
         OSError: there is no room, or no right to write there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent.absolute())
     # Those that write the same file at the same time must not share its parts; two processes may
     # have one number, on two hosts.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -34,6 +41,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@functools.cache  # once in each process: a folder may hold a file for every picture of a data set
+def _sweep(folder: Path) -> None:
+    """Remove the parts of files of which nothing was written for a day."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _PARTIAL.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _DAY:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:

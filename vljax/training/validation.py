@@ -7,6 +7,10 @@ the model is set back to the one kept, and the rate is multiplied by `decay_fact
 (Wang, *A Diffusion-based Method for Multi-turn Compositional Image Generation*, 2023, section 4.2;
 there every ten epochs, by one half, five times).
 
+The mean is over whole batches of the stage's size, for a loss tells that of a batch: of the
+examples beyond the last whole batch none is seen, and where there are fewer than a batch some of
+them count twice. Choose a `batch_size` that divides their number where that matters.
+
 All of it is in the optimizer's state, so a run that was stopped goes on bit for bit. Each batch has
 a key of its own, the same each time: diffusion times and noise do not make the comparison noise.
 The optimizer's moments are not set back.
@@ -154,7 +158,7 @@ class Validation:
         }
 
     def _batches(self) -> Iterator[dict[str, Array]]:
-        """The validation examples in their order, whole batches, the same each time."""
+        """The validation examples in their order, in whole batches, the same each time."""
         stage, size = self.stage, self.stage.config.batch_size
         source = stage.validation
         assert source is not None

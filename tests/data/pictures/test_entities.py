@@ -65,7 +65,7 @@ def test_pngs_are_masks_in_a_folder_and_patches_in_a_file(tmp_path):
     Image.fromarray(ONE | OTHER).save(tmp_path / "both.png")
     np.testing.assert_array_equal(read_entities(tmp_path / "both.png", ONE.shape), [ONE, OTHER])
     assert read_entities(folder, (16, 24)).shape == (2, 16, 24)
-    with pytest.raises(UserError, match=r"12×8 and the picture 8×12: give masks of its prop"):
+    with pytest.raises(UserError, match=r"12×8 and the photograph, .* 8×12: give a mask"):
         read_entities(folder, (12, 8))
     Image.fromarray(np.zeros_like(ONE)).save(tmp_path / "black.png")
     with pytest.raises(UserError, match="marks no entity"):

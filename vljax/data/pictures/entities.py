@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image
 from scipy import ndimage
 
 from vljax.data.pictures.images import read_image
+from vljax.data.pictures.photographs import fitted_mask
 from vljax.data.pictures.shape_prompts import decode_mask
 from vljax.data.scenes.oracle import connected_components, detect
 from vljax.data.source import read_json
@@ -67,7 +67,7 @@ def read_entities(path: str | os.PathLike[str], size: tuple[int, int], name: str
         masks = list(patches(read_image(path)))
     else:
         masks = _instances(path, _content(path), size, name)
-    masks = [_sized(mask, size, path) for mask in masks]
+    masks = [fitted_mask(mask, size, str(path)) for mask in masks]
     masks = [mask for mask in masks if mask.any()]
     if not masks:
         raise UserError(f"{path} marks no entity of this picture: give another, or a mask")
@@ -135,18 +135,6 @@ def _instances(path: Path, content: Any, size: tuple[int, int], name: str) -> li
 
 def _fields(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _sized(mask: Bool[np.ndarray, "h w"], size: tuple[int, int], path: Path) -> np.ndarray:
-    height, width = size
-    if mask.shape == size:
-        return mask
-    if abs(mask.shape[0] * width - mask.shape[1] * height) > max(height, width, *mask.shape):
-        raise UserError(
-            f"{path} is {mask.shape[1]}×{mask.shape[0]} and the picture {width}×{height}: give "
-            "masks of its proportions"
-        )
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST), bool)
 
 
 def from_file(path: str | os.PathLike[str], name: str = "") -> Entities:

@@ -35,18 +35,34 @@ def read_mask(
     pixels = read_rgba(picture)
     white = on_white(pixels).mean(-1) >= 127.5
     mask = (white != invert) & (pixels[..., 3] >= 128)
+    mask = fitted_mask(mask, size, name)
+    if not mask.any():
+        raise UserError(
+            f"{name} marks nothing: paint the object white, or use --invert_mask if it is black"
+        )
+    return mask
+
+
+def fitted_mask(
+    mask: Bool[np.ndarray, "h w"], size: tuple[int, int], name: str
+) -> Bool[np.ndarray, "H W"]:
+    """A mask at its picture's size, by picking pixels.
+
+    Args:
+        mask: Of the picture's proportions, but for a pixel's rounding.
+        size: The picture's height and width, as it is shown.
+        name: How errors call the mask.
+
+    Raises:
+        UserError: it has other proportions.
+    """
     height, width = size
     if abs(mask.shape[0] * width - mask.shape[1] * height) > max(height, width, *mask.shape):
         raise UserError(
             f"{name} is {mask.shape[1]}×{mask.shape[0]} and the photograph, as it is shown, "
             f"{width}×{height}: give a mask of the same proportions"
         )
-    mask = _resize_mask(mask, size)
-    if not mask.any():
-        raise UserError(
-            f"{name} marks nothing: paint the object white, or use --invert_mask if it is black"
-        )
-    return mask
+    return _resize_mask(mask, size)
 
 
 def working_size(height: int, width: int, side: int, multiple: int) -> tuple[int, int]:

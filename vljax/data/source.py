@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -105,6 +105,43 @@ def kept_for_training(held_out: int, count: int) -> int:
             f"data.held_out={held_out} of {count} examples: some must stay for training"
         )
     return count - held_out
+
+
+def read_arrays(
+    path: str | os.PathLike[str],
+    remedy: str,
+    *,
+    needed: Collection[str] = (),
+    also: Collection[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """The arrays in an `.npz` file by their names; a single one, as of an `.npy`, by the file's.
+
+    Args:
+        path: The file.
+        remedy: What to give instead, for the error.
+        needed: Arrays that must be there.
+        also: Which others to read, where they are there; all by default.
+
+    Raises:
+        UserError: it is not there, is damaged, holds objects that name code, or lacks an array.
+    """
+    path = Path(path).expanduser()
+    try:
+        opened = np.load(path, allow_pickle=False)
+        held = {path.stem: opened} if isinstance(opened, np.ndarray) else opened
+        wanted = [n for n in sorted(held) if also is None or n in needed or n in also]
+        known = ", ".join(held) or "none"
+        found = {name: np.asarray(held[name]) for name in wanted}
+        if isinstance(opened, np.lib.npyio.NpzFile):
+            opened.close()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: {remedy}") from error
+    except Exception as error:  # a damaged archive raises nearly anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}): {remedy}") from error
+    if missing := [name for name in needed if name not in found]:
+        raise UserError(f"{path} has no array {missing[0]!r} (it has {known}): {remedy}")
+    return found
 
 
 def read_json(path: str | os.PathLike[str], remedy: str) -> Any:

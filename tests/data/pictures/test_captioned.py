@@ -119,6 +119,7 @@ def test_coco_2014(tmp_path):
         "images": [{"id": 7, "file_name": "COCO_val2014_000000000007.jpg"}],
         "annotations": [{"image_id": 7, "caption": text} for text in ("A dog.\n", "It runs.")],
     }
+    told["annotations"].append({"image_id": 8, "caption": "Of a picture that is not listed."})
     written(tmp_path / "annotations" / "captions_val2014.json", json.dumps(told))
     source = open_coco_photographs(tmp_path, "val2014")
     assert source[0]["captions"] == ["A dog.", "It runs."]

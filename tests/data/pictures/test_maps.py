@@ -73,9 +73,14 @@ def test_damaged_files_are_told(tmp_path):
     path = tmp_path / "p.npz"
     with pytest.raises(UserError, match="does not exist"):
         read_pointing(path)
-    whole = io.BytesIO()
+    whole, packed = io.BytesIO(), io.BytesIO()
     np.savez(whole, x=THREE)
-    for damage in (b"", b"no archive", whole.getvalue()[:-100]):
+    np.savez_compressed(packed, x=THREE)
+    # One byte of what is packed, and the number of the way it is packed.
+    flipped, unknown = bytearray(packed.getvalue()), bytearray(packed.getvalue())
+    flipped[60] ^= 255
+    unknown[unknown.index(b"PK\1\2") + 10] = 99
+    for damage in (b"", b"no archive", whole.getvalue()[:-100], flipped, unknown):
         path.write_bytes(damage)
         for read in (read_pointing, read_features):
             with pytest.raises(UserError, match="cannot be read"):
@@ -97,6 +102,13 @@ def test_vqa_hat_is_found_by_question(tmp_path):
 
 
 # -------------------------------------------------------------------------------- features
+
+
+def test_a_single_array_is_no_features(tmp_path):
+    with (tmp_path / "f.npz").open("wb") as file:
+        np.save(file, THREE)
+    with pytest.raises(UserError, match=r"f.npz has no array 'x' \(it has f\)"):
+        read_features(tmp_path / "f.npz")
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ class TestCoco:
         store(coco / "features/train2017", "000007", **arrays)
         with pytest.raises(CorruptExampleError, match=why) as caught:
             open_coco(coco, "train2017").arrays(1)
-        assert "example 1 " in str(caught.value)
+        assert "example 1: " in str(caught.value)
         assert "000007.npz" in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -198,11 +198,20 @@ class TestCoco:
         file.write_bytes(b"")
         with pytest.raises(CorruptExampleError, match="example 0"):
             open_coco(tmp_path, "train").arrays(0)
+        with file.open("wb") as bare:
+            np.save(bare, arrays["features"])
+        with pytest.raises(CorruptExampleError, match="no array 'features'"):
+            open_coco(tmp_path, "train").arrays(0)
 
     def test_what_is_missing_is_named(self, coco, tmp_path):
         (coco / "features/train2017/000003.npz").unlink()
         (tmp_path / "captions_cut.json").write_text('{"images": [')
         (tmp_path / "captions_other.json").write_text('{"images": [{"id": 1}]}')
+        numbers = {"images": [{"id": 1, "file_name": "a"}], "annotations": []}
+        numbers["annotations"].append({"image_id": 1, "caption": 7})
+        (tmp_path / "captions_numbers.json").write_text(json.dumps(numbers))
+        (tmp_path / "captions/latin").mkdir(parents=True)
+        (tmp_path / "captions/latin/a.txt").write_bytes("ein Käse".encode("latin1"))
         (tmp_path / "captions_none.json").write_text('{"images": [], "annotations": []}')
         for arguments, why in [
             ((coco / "nowhere", "train2017"), "is no folder"),
@@ -210,9 +219,11 @@ class TestCoco:
             ((coco, "train2017"), "1 of 2 pictures, first '000003.jpg', have no .npz"),
             ((coco, "train2017", "pixels"), "2 of 2 pictures"),
             ((coco, "train2017", "words"), "choose 'regions' or 'pixels'"),
-            ((coco, "cut"), "is not COCO's caption file"),
+            ((coco, "cut"), "is not readable json"),
             ((coco, "other"), "is not COCO's caption file"),
+            ((coco, "numbers"), "is not COCO's caption file"),
             ((coco, "none"), "are all empty"),
+            ((coco, "latin"), "latin/a.txt cannot be read"),
         ]:
             with pytest.raises(UserError, match=why) as caught:
                 open_coco(*arguments)

@@ -22,7 +22,7 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vljax.data.pictures.features import Features
 from vljax.data.pictures.images import decode_image
@@ -172,15 +172,48 @@ def open_coco_photographs(
     if parted.is_file() and {*split.split("+")} <= {"train", "restval", "val", "test"}:
         return CaptionedPhotographs(root, _karpathy(parted, split.split("+")), features)
     file = root / "annotations" / f"captions_{split}.json"
-    told = read_json(file, f"give COCO's captions of {split}, or {listed.name}")
-    try:
-        names = {image["id"]: str(image["file_name"]) for image in told["images"]}
-        captions: dict[str, list[str]] = {}
-        for note in told["annotations"]:
-            captions.setdefault(names[note["image_id"]], []).append(_plain(note["caption"]))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not COCO's caption file ({error!r}): give another") from error
+    told = read_coco_captions(file, f"give COCO's captions of {split}, or {listed.name}")
+    captions = {name: one.captions for name, one in told.items()}
     return CaptionedPhotographs(root, _under(split, captions), features)
+
+
+class CocoPicture(NamedTuple):
+    """What COCO's caption file tells of a picture: captions, and where known width and height."""
+
+    captions: list[str]
+    size: tuple[int, int] | None
+
+
+def read_coco_captions(
+    path: Folder, remedy: str = "give COCO's caption file"
+) -> dict[str, CocoPicture]:
+    """COCO's caption file by the pictures' file names, in the order in which they are described.
+
+    Pictures without a caption are left out, and so are captions of pictures that are not listed.
+
+    Args:
+        path: `captions_<split>.json`.
+        remedy: What to give instead, for the error.
+
+    Raises:
+        UserError: it is not there, or no such file.
+    """
+    told = read_json(path, remedy)
+    found: dict[str, CocoPicture] = {}
+    try:
+        pictures = {image["id"]: image for image in told["images"]}
+        for note in told["annotations"]:
+            if image := pictures.get(note["image_id"]):
+                sized = {"width", "height"} <= image.keys()
+                size = (int(image["width"]), int(image["height"])) if sized else None
+                one = found.setdefault(str(image["file_name"]), CocoPicture([], size))
+                one.captions.append(_plain(note["caption"]))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not COCO's caption file ({error!r}): it needs 'images' with 'id' and "
+            "'file_name', and 'annotations' with 'image_id' and 'caption'"
+        ) from error
+    return found
 
 
 def _karpathy(path: Path, splits: Sequence[str]) -> dict[str, list[str]]:

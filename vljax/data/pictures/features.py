@@ -6,7 +6,6 @@ array `x`, float32 [c, h, w] (published: `res5c` of ResNet-152 at 448 px, 2048×
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vljax import files
+from vljax.data.source import read_arrays
 from vljax.errors import UserError
 
 KEY = "x"
@@ -52,19 +52,7 @@ def read_features(path: str | os.PathLike[str]) -> Float[np.ndarray, "c h w"]:
         UserError: it is not there, cannot be read, or is no [c, h, w] of finite numbers.
     """
     remedy = f"give an .npz with {KEY!r}, float32 [c, h, w], or have the features computed"
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if KEY not in arrays.files:
-                known = ", ".join(arrays.files) or "none"
-                raise UserError(f"{path} has no array {KEY!r} (it has {known}): {remedy}")
-            found = arrays[KEY]
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: {remedy}") from error
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}): {remedy}") from error
+    found = read_arrays(path, remedy, needed=(KEY,), also=())[KEY]
     if found.ndim != 3 or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise UserError(f"{path}: {KEY!r} is {found.dtype} {list(found.shape)}: {remedy}")
     return found.astype(np.float32)

@@ -8,8 +8,7 @@ told.
 import dataclasses
 import os
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from vljax.data.pictures.images import read_image
+from vljax.data.source import read_arrays
 from vljax.errors import UserError
 
 # More people than this never marked one picture: a longer axis is one of pixels.
@@ -47,7 +47,7 @@ def read_pointing(path: str | os.PathLike[str]) -> Pointing:
     Raises:
         UserError: it cannot be read, or holds something else.
     """
-    arrays = _arrays(Path(path).expanduser())
+    arrays = read_arrays(path, _REMEDY)
     told = ", ".join(f"{name!r} {a.dtype} {list(a.shape)}" for name, a in arrays.items())
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf" or not array.size:
@@ -67,20 +67,6 @@ def read_pointing(path: str | os.PathLike[str]) -> Pointing:
         raise UserError(f"{path} holds {told}, with numbers below 0 or not finite: {_REMEDY}")
     count, height, width = maps.shape
     return Pointing(maps, f"{count} of {height}×{width} from {told}")
-
-
-def _arrays(path: Path) -> Mapping[str, np.ndarray]:
-    try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {path.stem: found}
-        with found:
-            return {name: found[name] for name in sorted(found.files)}
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: {_REMEDY}") from error
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}): {_REMEDY}") from error
 
 
 def find_pointing(folder: str | os.PathLike[str]) -> dict[str, Path]:

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from vljax.data.pictures.images import decode_image
+from vljax.data.pictures.captioned import read_coco_captions, read_lines
+from vljax.data.pictures.images import read_image
 from vljax.data.pictures.sources import IMAGE_SUFFIXES
 from vljax.data.scenes import (
     BACKGROUNDS,
@@ -36,7 +36,7 @@ from vljax.data.scenes import (
     captions,
     render,
 )
-from vljax.data.source import CorruptExampleError
+from vljax.data.source import CorruptExampleError, read_arrays
 from vljax.errors import UserError
 from vljax.ops.pixels import to_unit
 
@@ -145,15 +145,12 @@ class CocoCaptions:
         file = os.path.join(self.path, self.places[number])
         try:
             if self.features == "pixels":
-                regions, boxes = _patches(decode_image(Path(file).read_bytes()))
+                regions, boxes = _patches(read_image(file))
             else:
-                with np.load(file, allow_pickle=False) as arrays:
-                    regions, boxes = _regions(arrays, picture.size)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            reason = " ".join(str(error).split()).strip("'\"")
+                regions, boxes = _read_regions(file, picture.size)
+        except UserError as error:
             raise CorruptExampleError(
-                f"example {index} cannot be read: {file}: {reason}; replace or remove it, or set "
-                "--config.data.on_corrupt=skip"
+                f"example {index}: {error}, or set --config.data.on_corrupt=skip"
             ) from error
         return {"regions": regions, "boxes": boxes}
 
@@ -207,21 +204,10 @@ def _captioned(root: Path, split: str) -> tuple[Picture, ...]:
     if not file.is_file():
         file = root / f"captions_{split}.json"
     if file.is_file():
-        try:
-            told = json.loads(file.read_text("utf-8"))
-            written: dict[Any, list[str]] = {}
-            for note in told["annotations"]:
-                written.setdefault(note["image_id"], []).append(_normalised(note["caption"]))
-            pictures = [
-                Picture(image["file_name"], tuple(written[image["id"]]), _size(image))
-                for image in told["images"]
-                if image["id"] in written
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{file} is not COCO's caption file ({type(error).__name__}: {error}): it needs "
-                "'images' with 'id' and 'file_name', and 'annotations' with 'image_id', 'caption'"
-            ) from error
+        pictures = [
+            Picture(name, tuple(map(_normalised, one.captions)), one.size)
+            for name, one in read_coco_captions(file).items()
+        ]
     else:
         folder = root / "captions"
         folder = folder / split if (folder / split).is_dir() else folder
@@ -233,16 +219,12 @@ def _captioned(root: Path, split: str) -> tuple[Picture, ...]:
             )
         pictures = []
         for place in sorted(folder.glob("*.txt")):
-            lines = place.read_text("utf-8").split("\n")
-            pictures.append(Picture(place.stem, tuple(filter(None, map(_normalised, lines)))))
+            lines = filter(None, map(_normalised, read_lines(place)))
+            pictures.append(Picture(place.stem, tuple(lines)))
     pictures = sorted((p for p in pictures if p.captions), key=lambda p: p.name)
     if not pictures:
         raise UserError(f"data.path={str(root)!r}: the captions of split {split!r} are all empty")
     return tuple(pictures)
-
-
-def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
-    return (image["width"], image["height"]) if {"width", "height"} <= image.keys() else None
 
 
 def _normalised(caption: str) -> str:
@@ -253,6 +235,17 @@ def _listed(picture: Picture) -> list[Any]:
     return [picture.name, *picture.captions]
 
 
+def _read_regions(
+    file: str, size: tuple[int, int] | None
+) -> tuple[Float[np.ndarray, "r d"], Float[np.ndarray, "r 4"]]:
+    remedy = "store a detector's output there"
+    arrays = read_arrays(file, remedy, needed=("features",), also=("boxes", "size"))
+    try:
+        return _regions(arrays, size)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}: {remedy}") from error
+
+
 def _regions(
     arrays: Mapping[str, np.ndarray], size: tuple[int, int] | None
 ) -> tuple[Float[np.ndarray, "r d"], Float[np.ndarray, "r 4"]]:
@@ -261,6 +254,8 @@ def _regions(
         return features.reshape(-1, features.shape[-1]), grid_boxes(*features.shape[:2])
     if features.ndim != 2:
         raise ValueError(f"features has shape {list(features.shape)}, not [r, d] or [h, w, d]")
+    if "boxes" not in arrays:
+        raise ValueError(f"features {list(features.shape)} have no boxes beside them")
     boxes = np.asarray(arrays["boxes"], np.float32)
     if boxes.shape != (len(features), 4):
         raise ValueError(

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vljax.data import pipeline
-from vljax.data.source import CorruptExampleError
+from vljax.data.source import CorruptExampleError, readable
 from vljax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +210,29 @@ def test_nothing_readable_is_not_skipped_for_ever():
     for length in (5, 5000):
         with pytest.raises(UserError, match="check the storage"):
             read(Numbers(length, corrupt=range(length)), 1, on_corrupt="skip")
+
+
+def test_the_first_readable_examples_keep_their_places():
+    source = Numbers(8, corrupt=[0, 3])
+
+    def found(*arguments, **how):
+        read = list(readable(source, *arguments, **how))
+        assert all(example["name"] == f"example {index}" for index, example in read)
+        return [index for index, _ in read]
+
+    assert found("skip") == [1, 2, 4, 5, 6, 7]
+    assert found("skip", 3) == [1, 2, 4]
+    assert found("skip", 9, places=(3, 7, 0, 5)) == [7, 5]
+    assert found("stop", 2, places=(1, 2, 3)) == [1, 2]
+    with pytest.raises(CorruptExampleError, match="example 3 "):
+        found("stop", places=(1, 2, 3))
+    with pytest.raises(UserError, match="none of the 2 examples from number 3 on can be read"):
+        found("skip", places=(3, 0))
+    with pytest.raises(UserError, match="choose 'stop' or 'skip'"):
+        found("ignore")
+    with pytest.raises(UserError, match="none of the 64 examples from number 1 on"):
+        list(readable(Numbers(100, corrupt=range(1, 100)), "skip"))
+    assert list(readable(Numbers(0), "skip")) == []
 
 
 @settings(max_examples=40, deadline=None)

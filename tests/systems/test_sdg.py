@@ -12,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 from vljax import evaluate, pretrained, train
+from vljax.data.source import CorruptExampleError
 from vljax.diffusion.noise import example_keys, step_noise
 from vljax.diffusion.process import make_process, p_mean_variance, q_sample
 from vljax.doors import parse_config
@@ -24,7 +25,7 @@ from vljax.ops.pixels import to_unit
 from vljax.ops.similarity import clip_scale, contrastive_loss, cosine
 from vljax.request import add_flags, from_flags
 from vljax.systems.sdg import SYSTEM
-from vljax.systems.sdg.evaluation import IMAGE, TEXT
+from vljax.systems.sdg.evaluation import IMAGE, TEXT, read_guides
 from vljax.systems.sdg.face_instructions import face_instructions
 from vljax.systems.sdg.method import ENCODERS, make_guidance
 from vljax.systems.sdg.model import make_tokenizer
@@ -61,6 +62,18 @@ SMALL = (
     "--config.evaluation.real=100",
 )
 DRAW = {"num_images": 3, "batch_size": 6, "steps": "4"}
+
+
+def test_a_damaged_reference_picture_is_left_out_where_it_is_skipped(tmp_path):
+    for i in range(6):
+        Image.new("RGB", (40, 32), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "4.png").write_bytes(b"damaged")
+    flags = (f"--config={ROOT / 'configs' / 'sdg_ffhq.py'}:{tmp_path}", *SMALL[2:])
+    flags = (*flags, "--config.data.held_out=3")
+    config, _ = parse_config((*flags, "--config.data.on_corrupt=skip"))
+    assert read_guides(config).pictures[:, 0, 0, 0].tolist() == [3 * 40, 5 * 40]
+    with pytest.raises(CorruptExampleError, match=r"4\.png"):
+        read_guides(parse_config(flags)[0])
 
 
 def by_chance(skeleton):

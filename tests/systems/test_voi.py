@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from vljax import evaluate, generate, pretrained, train
+from vljax.data.source import CorruptExampleError, Span
 from vljax.doors import parse_config
 from vljax.errors import UserError
 from vljax.models.insertion_decoder import InsertionDecoder
@@ -25,7 +26,7 @@ from vljax.ops.permutations import GumbelMatching
 from vljax.systems import voi
 from vljax.systems.voi import evaluation, method
 from vljax.systems.voi import model as models
-from vljax.systems.voi.writing import Line, order_picture
+from vljax.systems.voi.writing import Line, first_example, order_picture, write_all
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -292,6 +293,41 @@ def test_an_answer_tells_words_in_both_orders():
         assert f"{record['text']}\n  written: {by_step}" in results["written.json"].label
     told = [Line(*(record[field] for field in Line._fields)) for record in records]
     np.testing.assert_array_equal(results["orders.png"].value, order_picture(told))
+
+
+class Damaged:
+    """Examples of which some cannot be read."""
+
+    def __init__(self, source, lost):
+        self.source, self.lost = source, lost
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index in self.lost:
+            raise CorruptExampleError(f"example {index} cannot be read")
+        return self.source[index]
+
+
+def test_examples_that_cannot_be_read_are_left_out_where_they_are_skipped():
+    model, source = small_model(), models.texts(small(), held_out=True)
+    damaged, skip = Damaged(source, {0, 3}), small("--config.data.on_corrupt=skip")
+
+    def written(config, source):
+        found, batches = zip(*write_all(model, config, source, 6, 4, 2), strict=True)
+        tokens, places = [one.tokens for one in found], [one.places for one in batches]
+        return np.concatenate(tokens), np.concatenate(places)
+
+    whole, _ = written(small(), source)
+    tokens, places = written(skip, damaged)
+    assert places.tolist() == [1, 2, 4, 5]
+    np.testing.assert_array_equal(tokens, whole[places])
+    target = first_example(skip, damaged)["target"]
+    np.testing.assert_array_equal(target, first_example(small(), Span(source, 1, 2))["target"])
+    for read in (written, first_example):
+        with pytest.raises(CorruptExampleError, match="example 0 "):
+            read(small(), damaged)
 
 
 def test_the_order_of_a_given_text_is_the_most_probable_one():

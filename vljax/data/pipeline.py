@@ -26,21 +26,17 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import parent_process, resource_tracker
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Int64
 
-from vljax.data.source import CorruptExampleError, Source, Transform
+from vljax.data.source import MAX_SUBSTITUTIONS, OnCorrupt, Source, Transform, readable, skips
 from vljax.errors import UserError
 
-OnCorrupt = Literal["stop", "skip"]
 Batch = dict[str, np.ndarray]
-
-MAX_SUBSTITUTIONS = 64
-"""Unreadable examples in a row after which the storage, not the file, is taken to be at fault."""
 
 # Batches may be counted for longer than any run.
 _FOR_EVER = 2**62
@@ -319,14 +315,13 @@ class _Reader:
         on_corrupt: OnCorrupt,
         num_threads: int,
     ):
-        if on_corrupt not in ("stop", "skip"):
-            raise UserError(f"on_corrupt is {on_corrupt!r}; choose 'stop' or 'skip'")
+        skips(on_corrupt)  # before anything is read
         if num_threads < 1:
             raise UserError(f"num_threads is {num_threads}; give at least 1")
         self._source = source
         self._transform = transform
         self._seed = seed
-        self._skip = on_corrupt == "skip"
+        self._on_corrupt = on_corrupt
         self._num_threads = num_threads
         self._make_pool()
 
@@ -352,7 +347,9 @@ class _Reader:
         return _stack(rows)
 
     def _row(self, position: int, index: int) -> dict[str, Any]:
-        example, read = self._read(index)
+        length = len(self._source)
+        tried = ((index + i) % length for i in range(min(length, MAX_SUBSTITUTIONS)))
+        read, example = next(readable(self._source, self._on_corrupt, places=tried))
         try:
             rng = np.random.default_rng([self._seed, _AUGMENT, position])
             fields = self._transform(example, rng)
@@ -360,20 +357,6 @@ class _Reader:
             error.add_note(f"in the transform of example {read} (row {position})")
             raise
         return {**fields, "index": np.int64(read), "substituted": np.bool_(read != index)}
-
-    def _read(self, index: int) -> tuple[dict[str, Any], int]:
-        length = len(self._source)
-        for offset in range(min(length, MAX_SUBSTITUTIONS)):
-            read = (index + offset) % length
-            try:
-                return self._source[read], read
-            except CorruptExampleError:
-                if not self._skip:
-                    raise
-        raise UserError(
-            f"none of the {min(length, MAX_SUBSTITUTIONS)} examples from number {index} on can be "
-            "read; check the storage"
-        )
 
 
 def _stack(rows: list[dict[str, Any]]) -> Batch:

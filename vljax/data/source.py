@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,6 +44,67 @@ def stacked(examples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarra
 
 class CorruptExampleError(UserError):
     """One example cannot be read; the message names its file and index."""
+
+
+#: `data.on_corrupt`: what an example that cannot be read does to a run.
+OnCorrupt = Literal["stop", "skip"]
+
+MAX_SUBSTITUTIONS = 64
+"""Unreadable examples in a row after which the storage, not the file, is taken to be at fault."""
+
+
+def skips(on_corrupt: str) -> bool:
+    """Whether a run goes on without the examples that cannot be read.
+
+    Raises:
+        UserError: it is neither `"stop"` nor `"skip"`.
+    """
+    if on_corrupt not in ("stop", "skip"):
+        raise UserError(f"on_corrupt is {on_corrupt!r}; choose 'stop' or 'skip'")
+    return on_corrupt == "skip"
+
+
+def readable(
+    source: Source,
+    on_corrupt: OnCorrupt,
+    count: int | None = None,
+    *,
+    places: Iterable[int] | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The first examples of a source, each with its index, read one by one as they are asked for.
+
+    Args:
+        source: The source.
+        on_corrupt: For an unreadable example, `"stop"` raises `CorruptExampleError`; `"skip"`
+            leaves it out.
+        count: How many at most; all by default.
+        places: The indices to read, in this order; all by default.
+
+    Raises:
+        UserError: an example cannot be read; of `"skip"`, none of `MAX_SUBSTITUTIONS` in a row, or
+            none at all.
+    """
+    skip, given, lost = skips(on_corrupt), 0, list[int]()
+    for index in range(len(source)) if places is None else places:
+        if given == count:
+            return
+        try:
+            example = source[index]
+        except CorruptExampleError:
+            if not skip:
+                raise
+            lost.append(index)
+            if len(lost) == MAX_SUBSTITUTIONS:
+                break
+        else:
+            yield index, example
+            given += 1
+            lost.clear()
+    if len(lost) == MAX_SUBSTITUTIONS or (lost and not given):
+        raise UserError(
+            f"none of the {len(lost)} examples from number {lost[0]} on can be read; check the "
+            "storage"
+        )
 
 
 @dataclass(frozen=True)

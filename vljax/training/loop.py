@@ -17,6 +17,7 @@ from jaxtyping import Array, Int, Key
 from ml_collections import ConfigDict
 
 from vljax.data import pipeline
+from vljax.data.source import OnCorrupt
 from vljax.errors import RunError
 from vljax.models.parameters import named_parameters, with_parameters
 from vljax.training import mesh as meshes
@@ -43,7 +44,7 @@ class TrainState(NamedTuple):
 
 
 def abstract_batch(
-    stage: Stage, seed: int, on_corrupt: pipeline.OnCorrupt
+    stage: Stage, seed: int, on_corrupt: OnCorrupt
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a stage's batches, from one example that can be read."""
     one = pipeline.batches(

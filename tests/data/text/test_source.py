@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vljax.data.pipeline import batches
 from vljax.data.scenes import VOCABULARY
-from vljax.data.source import Source
+from vljax.data.source import CorruptExampleError, Source
 from vljax.data.text import (
     END,
     PAD,
@@ -266,6 +266,22 @@ class TestScenes:
         )
         assert source[2]["image"].shape == (24, 24, 3)
         assert set(source[2]) == {"image", "target"}
+
+
+def test_regions_that_cannot_be_read_do_not_hide_the_size_of_the_others(tmp_path):
+    for folder in ("captions", "features"):
+        (tmp_path / folder).mkdir()
+    for name in "ab":
+        (tmp_path / f"captions/{name}.txt").write_text("a cat")
+        np.savez(tmp_path / f"features/{name}.npz", features=np.zeros((2, 3, 5)))
+    (tmp_path / "features/a.npz").write_bytes(b"damaged")
+    source = open_text(config("coco", tmp_path))
+    with pytest.raises(CorruptExampleError, match=r"example 0: .*a\.npz cannot be read"):
+        source[0]
+    assert source.feature_size == 5
+    (tmp_path / "features/b.npz").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="check the storage"):
+        _ = open_text(config("coco", tmp_path)).feature_size
 
 
 @pytest.mark.skipif(not COCO.is_dir(), reason="the captions are not beside the checkout")

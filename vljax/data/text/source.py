@@ -42,7 +42,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from vljax.data.source import Transform, check_index, kept_for_training
+from vljax.data.source import Transform, check_index, kept_for_training, readable
 from vljax.data.text.captions import CocoCaptions, SceneCaptions, open_coco, open_scene_captions
 from vljax.data.text.corpus import Corpus, TfdsPairs, open_django
 from vljax.data.text.survey import learn, survey
@@ -122,7 +122,11 @@ class Text:
         """Numbers in the features of a region; 0 where texts are the source."""
         if "regions" not in self.corpus.fields:
             return 0
-        return self.corpus.arrays(self._place(0))["regions"].shape[-1]
+        limits = {"max_source": self.max_source, "max_target": self.max_target}
+        regions = Text(self.corpus, self.vocabulary, fields=("regions",), kept=self._kept, **limits)
+        # Any that can be read tells it; whoever reads the others says what damaged ones do.
+        _, first = next(readable(regions, "skip"))
+        return first["regions"].shape[-1]
 
     def __len__(self) -> int:
         return len(self.corpus) if self._kept is None else len(self._kept)

@@ -5,7 +5,8 @@ Where the world behind a picture is known (scenes), the kinds of objects that a 
 laid on its mask.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.scenes import Scene
 from vljax.data.scenes.truth import is_true, named_pairs
 from vljax.data.scenes.world import masks
-from vljax.data.source import stacked
+from vljax.data.source import readable, stacked
 from vljax.data.text.captions import caption_words
 from vljax.data.text.vocabulary import Vocabulary
 from vljax.metrics import pointing
@@ -27,7 +28,6 @@ from vljax.metrics.statistics import share_of, standard_error
 from vljax.metrics.text import MissingToolError, cider_scores, text_scores
 from vljax.models.captioner import ATTENTIONS
 from vljax.ops.fusion import l2_normalise
-from vljax.ops.parts import filled_batches
 from vljax.request import option
 from vljax.systems.captioner.method import (
     Arrays,
@@ -130,12 +130,12 @@ def judge(model: Captioners, config: ConfigDict, judging: Judging) -> Report:
 def _open_judged(config: ConfigDict, benchmark: Benchmark, count: int) -> Judged:
     """The first held-out examples, read."""
     source = open_examples(config, ("captions",), held_out=True)
-    examples = [source[i] for i in range(min(count, len(source)))]
+    read = dict(readable(source, config.data.on_corrupt, count))
     scenes = benchmark.scenes(held_out=True)
     return Judged(
-        [read_example(config, one) for one in examples],
-        [[_split(text) for text in one["captions"]] for one in examples],
-        None if scenes is None else [scenes.scene(i) for i in range(len(examples))],
+        [read_example(config, one) for one in read.values()],
+        [[_split(text) for text in one["captions"]] for one in read.values()],
+        None if scenes is None else [scenes.scene(i) for i in read],
     )
 
 
@@ -208,21 +208,20 @@ def _nearest(model: Captioners, config: ConfigDict, judged: Judged, judging: Jud
     """A caption of the training picture whose mean features are nearest, for each picture."""
     source, captions = open_examples(config, ("captions",)), list[str]()
 
-    def known(i: int) -> Arrays:
-        example = source[i]
-        captions.append(example["captions"][0])
-        return read_example(config, example)
+    def known() -> Iterator[Arrays]:
+        for _, example in readable(source, config.data.on_corrupt, judging.copied):
+            captions.append(example["captions"][0])
+            yield read_example(config, example)
 
-    def vectors(count: int, read: Callable[[int], Arrays]) -> Float[np.ndarray, "n c"]:
-        found = []
-        for places in filled_batches(count, judging.batch_size):
-            # A batch at a time: features are megabytes each.
-            batch = stacked([read(int(i)) for i in places])
-            found.append(np.asarray(_vectors(model, batch), np.float32))
-        return np.concatenate(found)[:count]
+    def vectors(arrays: Iterator[Arrays]) -> Float[np.ndarray, "n c"]:
+        found, size = [], judging.batch_size
+        # A batch at a time: features are megabytes each.
+        while some := list(itertools.islice(arrays, size)):
+            filled = some + some[-1:] * (size - len(some))
+            found.append(np.asarray(_vectors(model, stacked(filled)), np.float32)[: len(some)])
+        return np.concatenate(found)
 
-    ours = vectors(len(judged.arrays), judged.arrays.__getitem__)
-    theirs = vectors(min(judging.copied, len(source)), known)
+    ours, theirs = vectors(iter(judged.arrays)), vectors(known())
     return [_split(captions[i]) for i in (ours @ theirs.T).argmax(1)]
 
 

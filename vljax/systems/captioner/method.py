@@ -20,7 +20,7 @@ from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.captioned import CaptionedPhotographs
 from vljax.data.pictures.images import contact_sheet, image_grid, stretched
 from vljax.data.pictures.maps import over_picture
-from vljax.data.source import Source, stacked
+from vljax.data.source import Source, readable, stacked
 from vljax.data.text.vocabulary import Vocabulary
 from vljax.diffusion.noise import example_keys
 from vljax.diffusion.progress import in_steps
@@ -241,7 +241,8 @@ def captioned_pictures(
     def draw(model: Captioners) -> dict[str, np.ndarray]:
         if source is None:
             return {}
-        arrays = [read_example(config, source[i]) for i in range(min(count, len(source)))]
+        read = readable(source, config.data.on_corrupt, count)
+        arrays = [read_example(config, example) for _, example in read]
         here = jax.tree.map(gather, model)
         found = write_batch(here, config, arrays, attention=attention)
         rows = [

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vljax.data.pictures.images import contact_sheet, read_image
+from vljax.data.source import readable
 from vljax.data.text.vocabulary import Vocabulary
 from vljax.errors import UserError
 from vljax.models.captioner import ATTENTIONS
@@ -96,7 +97,8 @@ def _examples(config: ConfigDict, request: Request) -> list[dict[str, Any]]:
     """The photograph, or the first held-out examples with what people said of them."""
     if request.image is None:
         source = open_examples(config, ("captions",), held_out=True)
-        return [dict(source[i]) for i in range(min(request.num_examples, len(source)))]
+        read = readable(source, config.data.on_corrupt, request.num_examples)
+        return [example for _, example in read]
     if "num_examples" in changed(request):
         raise UserError("--num_examples: with --image that picture is described; leave one out")
     if config.model.trunk.kind == "none":

@@ -14,6 +14,7 @@ from vljax.data.pictures.maps import (
     read_hat,
     read_pointing,
 )
+from vljax.data.source import readable
 from vljax.data.text.vqa import Questions
 from vljax.errors import UserError
 from vljax.metrics import pointing
@@ -75,7 +76,7 @@ def looked_at(config: ConfigDict, words: Words, folder: str, count: int) -> Judg
         i
         for i, one in enumerate(source.asked)
         if one.id in files and (one.answer in words.answers or words.answers.unknown is not None)
-    ][:count]
+    ]
     if not places:
         raise UserError(
             f"--hat={folder}: none of its maps belongs to a question of VQA v1's "
@@ -83,7 +84,7 @@ def looked_at(config: ConfigDict, words: Words, folder: str, count: int) -> Judg
         )
     examples = [
         example | {"evidence": mean_map([read_hat(path) for path in files[example["id"]]])}
-        for example in map(source.__getitem__, places)
+        for _, example in readable(source, config.data.on_corrupt, count, places=places)
     ]
     arrays = [read_example(config, words, example) for example in examples]
     truth = [words.answers.id(example["answer"]) for example in examples]

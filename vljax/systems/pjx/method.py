@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.pictures.images import contact_sheet, stretched
 from vljax.data.pictures.maps import over_picture
-from vljax.data.source import Source, stacked
+from vljax.data.source import Source, readable, stacked
 from vljax.data.text.published import question_ids
 from vljax.data.text.vqa import Questions
 from vljax.diffusion.noise import example_keys
@@ -252,7 +252,7 @@ def explained_pictures(config: ConfigDict) -> Callable[[PJX], dict[str, np.ndarr
     def draw(model: PJX) -> dict[str, np.ndarray]:
         if source is None:
             return {}
-        examples = [source[i] for i in range(min(count, len(source)))]
+        examples = [one for _, one in readable(source, config.data.on_corrupt, count)]
         arrays = [read_example(config, words, one) for one in examples]
         here = jax.tree.map(gather, model)
         found = explain_batch(here, config, words, arrays, [-1] * len(arrays))

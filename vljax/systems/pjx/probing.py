@@ -17,7 +17,7 @@ from vljax.data.scenes import Scene, render
 from vljax.data.scenes.counterfactuals import complement, without
 from vljax.data.scenes.explanations import explain as reasons_of
 from vljax.data.scenes.truth import read
-from vljax.data.source import stacked
+from vljax.data.source import readable, stacked
 from vljax.errors import UserError
 from vljax.metrics import pointing
 from vljax.metrics.report import Row
@@ -69,14 +69,13 @@ def open_judged(
     source = open_examples(config, more, held_out=True)
     known: list[tuple[int, dict[str, Any]]] = []
     out = 0
-    for i in range(len(source)):
-        if len(known) == count:
-            break
-        example = source[i]
+    for i, example in readable(source, config.data.on_corrupt):
         if words.answers.unknown is None and example["answer"] not in words.answers:
             out += 1
         else:
             known.append((i, example))
+        if len(known) == count:
+            break
     if not known:
         raise UserError(
             f"none of the {out} held-out examples has an answer that this model can give: check "

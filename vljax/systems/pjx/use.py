@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vljax.data.pictures.images import contact_sheet, read_image
 from vljax.data.pictures.maps import over_picture
 from vljax.data.scenes.programs import program
+from vljax.data.source import readable
 from vljax.errors import UserError
 from vljax.models.decoding import check_choice
 from vljax.request import Picture, changed, option
@@ -82,7 +83,8 @@ def _examples(config: ConfigDict, words: Words, request: Request) -> list[dict[s
         if request.question is not None:
             raise UserError("--question is asked of a picture: give --image as well")
         source = open_examples(config, held_out=True)
-        return [source[i] for i in range(min(request.num_examples, len(source)))]
+        read = readable(source, config.data.on_corrupt, request.num_examples)
+        return [example for _, example in read]
     if "num_examples" in changed(request):
         raise UserError("--num_examples: with --image that picture is explained; leave one out")
     if config.model.trunk.kind == "none":

@@ -16,7 +16,7 @@ from vljax.data.pictures.images import contact_sheet, image_grid, image_transfor
 from vljax.data.pipeline import epoch
 from vljax.data.scenes import prompt
 from vljax.data.scenes.world import COLOURS, SHAPES
-from vljax.data.source import Span
+from vljax.data.source import Span, readable
 from vljax.data.text.tokenizers import Tokenizer
 from vljax.diffusion.likelihood import bits_per_dimension
 from vljax.diffusion.noise import example_keys
@@ -136,8 +136,15 @@ def _bits(model: SDG, config: ConfigDict, judging: Judging) -> Iterator[Float[np
         ).total
 
     done = 0
-    for batch in epoch(source, batch_size=judging.batch_size, transform=transform):
-        keys = example_keys(jax.random.key(judging.seed), judging.batch_size, done)
+    batches = epoch(
+        source,
+        batch_size=judging.batch_size,
+        transform=transform,
+        on_corrupt=config.data.on_corrupt,
+    )
+    for number, batch in enumerate(batches):
+        first = number * judging.batch_size
+        keys = example_keys(jax.random.key(judging.seed), judging.batch_size, first)
         done += int(batch["valid"].sum())
         with progress_bar(f"bits/dim {done} of {len(source)}") as bar:
             total = np.asarray(bound(model, batch["image"], keys, bar))
@@ -177,7 +184,7 @@ def read_guides(config: ConfigDict) -> Guides:
     described = kind == "scenes" and benchmark.captioned
     fields = ("image", "captions", "class_ids") if described else ("image",)
     held_out = benchmark.pictures(fields, held_out=True)
-    examples = [held_out[i] for i in range(min(count, len(held_out)))]
+    examples = [one for _, one in readable(held_out, config.data.on_corrupt, count)]
     size = config.data.image_size
     pictures = np.stack([resize_and_crop(example["image"], size) for example in examples])
     if described:
@@ -311,8 +318,8 @@ def _make_judge(model: SDG, config: ConfigDict, judging: Judging) -> Judge:
     """A judge with the networks of the flags, and real pictures of the training set."""
     size = config.data.image_size
     training = open_benchmark(config.data).pictures()
-    count = min(config.evaluation.real, len(training))
-    real = np.stack([resize_and_crop(training[i]["image"], size) for i in range(count)])
+    shown = readable(training, config.data.on_corrupt, config.evaluation.real)
+    real = np.stack([resize_and_crop(example["image"], size) for _, example in shown])
     encode = jax.jit(lambda clip, pixels: clip.encode_image(to_unit(pixels)))
     embed, name = functools.partial(encode, model.clip), "the clean CLIP"
     return Judge(

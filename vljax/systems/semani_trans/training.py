@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import flip_horizontal, image_grid, random_square
-from vljax.data.source import Source, Transform
+from vljax.data.source import Source, Transform, readable
 from vljax.errors import UserError
 from vljax.models.adversarial import reconstruction_error, vqgan_loss
 from vljax.models.alignment import mask_to_grid, own_pieces
@@ -234,11 +234,12 @@ def codes_loss(config: ConfigDict, adversarial: bool) -> Callable:
 
 def codes_from(config: ConfigDict, source: Source) -> Callable[[SeManiTrans], SeManiTrans]:
     """A codebook that begins with what the encoder makes of the first pictures."""
-    count, transform = min(len(source), _CODEBOOK_PICTURES), picture_transform(config)
+    transform = picture_transform(config)
 
     def start(model: SeManiTrans) -> SeManiTrans:
         rng = np.random.default_rng(config.seed)
-        images = np.stack([transform(source[i], rng)["image"] for i in range(count)])
+        read = readable(source, config.data.on_corrupt, _CODEBOOK_PICTURES)
+        images = np.stack([transform(example, rng)["image"] for _, example in read])
         begun = copied(model)
         begun.vqgan = codebook_of_centres(
             model.vqgan, to_unit(jnp.asarray(images)), jax.random.key(config.seed)
@@ -394,8 +395,8 @@ def reconstructions(config: ConfigDict) -> Callable[[SeManiTrans], dict[str, np.
     source = open_benchmark(config.data).pictures(held_out=True)
     rng = np.random.default_rng(config.seed)
     transform = picture_transform(config)
-    count = min(8, len(source))
-    images = np.stack([transform(source[i], rng)["image"] for i in range(count)])
+    read = readable(source, config.data.on_corrupt, 8)
+    images = np.stack([transform(example, rng)["image"] for _, example in read])
 
     @jax.jit
     def reconstruct(model: SeManiTrans) -> UInt8[Array, "b s s 3"]:
@@ -404,7 +405,7 @@ def reconstructions(config: ConfigDict) -> Callable[[SeManiTrans], dict[str, np.
 
     def pictures(model: SeManiTrans) -> dict[str, np.ndarray]:
         both = np.concatenate([images, gather(reconstruct(model))])
-        return {"reconstructions": image_grid(both, columns=count)}
+        return {"reconstructions": image_grid(both, columns=len(images))}
 
     return pictures
 
@@ -412,7 +413,8 @@ def reconstructions(config: ConfigDict) -> Callable[[SeManiTrans], dict[str, np.
 def drawings(config: ConfigDict) -> Callable[[SeManiTrans], dict[str, np.ndarray]]:
     """Draws whole pictures from texts of the data, the same seeds each time."""
     benchmark, count = open_benchmark(config.data), config.samples.count
-    texts = [next(iter(lines)) for lines in _captions(benchmark.pictures(("captions",)), count)]
+    read = readable(benchmark.pictures(("captions",)), config.data.on_corrupt, count)
+    texts = [example["captions"][0] for _, example in read]
     words = make_tokenizer(config).plain(texts, config.model.transformer.text_length, warn=False)
     drawing = make_drawing(config)
 
@@ -423,7 +425,3 @@ def drawings(config: ConfigDict) -> Callable[[SeManiTrans], dict[str, np.ndarray
         return {"captions": image_grid(gather(show(model, codes)), columns=count)}
 
     return pictures
-
-
-def _captions(source: Source, count: int) -> list[Any]:
-    return [source[i]["captions"] for i in range(min(count, len(source)))]

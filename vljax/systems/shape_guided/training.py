@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import image_grid
 from vljax.data.pictures.shape_prompts import named_object
+from vljax.data.source import readable
 from vljax.data.text.tokenizers import captioned, with_dropped_text
 from vljax.diffusion import latent
 from vljax.diffusion.losses import denoising_loss
@@ -180,7 +181,8 @@ def segmenter_loss(model: ShapeGuided, batch: dict, key: Key[Array, ""]) -> Any:
 def reconstructions(config: ConfigDict) -> Callable[[ShapeGuided], dict[str, np.ndarray]]:
     """Draws pictures above what the autoencoder makes of them."""
     source = open_benchmark(config.data).pictures(held_out=True)
-    images = np.stack([source[i]["image"] for i in range(8)])
+    read = readable(source, config.data.on_corrupt, 8)
+    images = np.stack([example["image"] for _, example in read])
 
     @jax.jit
     def draw(model: ShapeGuided) -> UInt8[Array, "b h w 3"]:
@@ -188,7 +190,7 @@ def reconstructions(config: ConfigDict) -> Callable[[ShapeGuided], dict[str, np.
 
     def pictures(model: ShapeGuided) -> dict[str, np.ndarray]:
         both = np.concatenate([images, gather(draw(model))])
-        return {"reconstructions": image_grid(both, columns=8)}
+        return {"reconstructions": image_grid(both, columns=len(images))}
 
     return pictures
 

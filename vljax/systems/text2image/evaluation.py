@@ -20,7 +20,7 @@ from vljax.data.pictures.images import image_grid
 from vljax.data.scenes import COLOURS, SHAPES, oracle
 from vljax.data.scenes.truth import named_pairs
 from vljax.data.scenes.wording import listed, words
-from vljax.data.source import stacked
+from vljax.data.source import readable, stacked
 from vljax.data.text.tokenizers import Tokenizer
 from vljax.errors import UserError
 from vljax.metrics.batches import features_of, parts
@@ -265,8 +265,8 @@ def _texts(config: ConfigDict, judging: Judging) -> tuple[list[str], list[tuple[
         chosen = [pairs[(i * 11) % len(pairs)] for i in range(judging.num_texts)]
         return [f"a photo of a {colour} {shape}" for shape, colour in chosen], chosen
     source = open_captions(config, held_out=True)
-    count = min(judging.num_texts, len(source))
-    return [source[i]["captions"][0] for i in range(count)], None
+    read = readable(source, config.data.on_corrupt, judging.num_texts)
+    return [example["captions"][0] for _, example in read], None
 
 
 def _real(config: ConfigDict, count: int) -> UInt8[np.ndarray, "n h w 3"]:
@@ -289,7 +289,8 @@ def _likelihoods(model: Text2Image, config: ConfigDict, judging: Judging) -> dic
     fields = config.model.text_encoder or {}
     length = fields.get("text_length", config.model.clip.get("context_length", 77))
     transform, rng = caption_transform(config, length), np.random.default_rng(judging.seed)
-    examples = [transform(source[i], rng) for i in range(min(48, len(source)))]
+    read = readable(source, config.data.on_corrupt, 48)
+    examples = [transform(example, rng) for _, example in read]
     batch = jax.tree.map(jnp.asarray, stacked(examples))
     values = {}
     for name, function in asked.items():

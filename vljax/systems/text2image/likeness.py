@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from vljax.data.benchmarks import open_benchmark
 from vljax.data.pictures.images import contact_sheet, resize_and_crop
 from vljax.data.scenes import oracle
+from vljax.data.source import readable
 from vljax.metrics.batches import features_of
 from vljax.metrics.diversity import Distance, diversity
 from vljax.metrics.report import Report, Row
@@ -58,7 +59,8 @@ def judge_likeness(
     """
     shown = open_pictures(config, "pictures")
     side = config.data.image_size
-    known = np.stack([resize_and_crop(shown[i]["image"], side) for i in range(len(shown))])
+    read = readable(shown, config.data.on_corrupt)
+    known = np.stack([resize_and_crop(example["image"], side) for _, example in read])
     there = normalise(jnp.asarray(features_of(embed, known, 32)))
     thing = _thing(known) if open_benchmark(config.data).oracle is not None else None
     template, noun = config.personal.templates[0], config.personal.noun

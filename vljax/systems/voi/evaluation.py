@@ -24,7 +24,14 @@ from vljax.request import option
 from vljax.systems.voi.method import draw_orders, fixed_orders, order_loss, start_memory
 from vljax.systems.voi.model import VOI, texts
 from vljax.systems.voi.recipe import get_stage_config
-from vljax.systems.voi.writing import Line, batches, lines, order_picture, write_all
+from vljax.systems.voi.writing import (
+    Line,
+    batches,
+    first_example,
+    lines,
+    order_picture,
+    write_all,
+)
 
 # Table 3.1, METEOR and CIDEr in percent: the columns of each data set, then orders.
 PAPER_TABLE_31: dict[str, tuple[tuple[str, ...], dict[str, tuple[float, ...]]]] = {
@@ -113,8 +120,8 @@ def judge(model: VOI, config: ConfigDict, judging: Judging) -> Report:
         raise UserError("--runtime needs the permutation network: train with --config.order=voi")
     source = texts(config, held_out=True)
     told: list[Line] = []
-    written = []
-    for some, _ in write_all(
+    written, places = [], list[int]()
+    for some, batch in write_all(
         model,
         config,
         source,
@@ -125,8 +132,9 @@ def judge(model: VOI, config: ConfigDict, judging: Judging) -> Report:
     ):
         told += lines(some, source.vocabulary)
         written.append((some.tokens[:, 0], some.order[:, 0]))
+        places += batch.places.tolist()
     tokens, orders = (np.concatenate(one) for one in zip(*written, strict=True))
-    references = [source.references(index) for index in range(len(told))]
+    references = [source.references(index) for index in places]
 
     report = Report((), {"examples": len(told)}, {"orders": order_picture(told[:16])})
     report += table_31(config, told, references) + compared_orders(tokens, orders, source)
@@ -260,7 +268,9 @@ def perturbation(model: VOI, config: ConfigDict, source: Text, count: int) -> Re
     inferred = jax.jit(lambda decoder, batch: search_order(decoder, batch).order[:, 0])
     feature = "regions" if source.feature_size else "source"
     found: list[float] = []
-    for batch, _ in batches(config, Span(source, 0, min(count, len(source))), 1):
+    for batch, _, valid in batches(config, Span(source, 0, min(count, len(source))), 1):
+        if not valid.all():
+            continue
         length = int(batch["target_mask"].sum()) - 2
 
         def infer(features: np.ndarray, mask: np.ndarray, batch: dict = batch) -> np.ndarray:
@@ -298,9 +308,9 @@ def recovered(model: VOI, config: ConfigDict, judging: Judging) -> Report:
 
     found: list[np.ndarray] = []
     span = Span(source, 0, min(judging.num_examples, len(source)))
-    for batch, valid in batches(config, span, judging.batch_size):
-        mode, common = (np.asarray(order)[:valid, 1:-1] - 1 for order in modes(model, batch))
-        lengths = batch["target_mask"][:valid].sum(-1) - 2
+    for batch, _, valid in batches(config, span, judging.batch_size):
+        mode, common = (np.asarray(order)[valid, 1:-1] - 1 for order in modes(model, batch))
+        lengths = batch["target_mask"][valid].sum(-1) - 2
         found.append(order_metrics.normalised_levenshtein(mode, common, lengths))
     distance = float(np.concatenate(found).mean())
     notes = {"permutation_network_to_common": distance}
@@ -347,9 +357,9 @@ def runtime(
     seconds: dict[str, list[float]] = {
         f"{what}_{who}": [] for what in ("step", "search") for who in ("voi", "sao")
     }
-    (example, _), *_ = batches(config, Span(source, 0, 1), 1)
+    example = first_example(config, source)
     for length in lengths:
-        rows = {name: np.repeat(value, batch_size, axis=0) for name, value in example.items()}
+        rows = {name: np.stack([value] * batch_size) for name, value in example.items()}
         words = generator.integers(UNKNOWN, source.vocabulary.size, (batch_size, length + 2))
         words[:, 0], words[:, -1] = START, END
         rows |= {"target": words.astype(np.int32), "target_mask": np.ones(words.shape, bool)}

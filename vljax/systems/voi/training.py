@@ -12,7 +12,7 @@ from vljax.data.text import Text, pad_text
 from vljax.systems.voi.method import order_loss, start_memory
 from vljax.systems.voi.model import VOI, texts
 from vljax.systems.voi.recipe import check_stage, learns_order, stage_names
-from vljax.systems.voi.writing import Line, lines, order_picture, write_all
+from vljax.systems.voi.writing import Line, first_example, lines, order_picture, write_all
 from vljax.training.mesh import gather
 from vljax.training.stage import Stage
 
@@ -28,7 +28,7 @@ def stages(config: ConfigDict) -> list[Stage]:
     """
     source = texts(config)
     transform = pad_text(config.data.max_source, config.data.max_target)
-    example = transform(source[0], np.random.default_rng(0))
+    example = first_example(config, source)
     made = []
     for name in stage_names(config):
         stage = config.stages[name]

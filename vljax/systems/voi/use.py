@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vljax.data.source import stacked
+from vljax.data.source import readable, stacked
 from vljax.data.text import Text, pad_text
 from vljax.diffusion.noise import example_keys
 from vljax.diffusion.progress import in_steps
@@ -113,13 +113,14 @@ def _asked(config: ConfigDict, request: Request) -> tuple[list[str], list[dict[s
             {"source": _encode("source", text, training), "target": target} for text in request.text
         ]
     source = texts(config, held_out=True)
-    examples = [dict(source[index]) for index in range(min(request.num_examples, len(source)))]
+    read = dict(readable(source, config.data.on_corrupt, request.num_examples))
+    examples = list(read.values())
     if request.target:
         ids = _encode("target", request.target, training)
         examples = [example | {"target": ids} for example in examples]
     names = [
         training.vocabulary.decode(example["source"]) if "source" in example else f"example {index}"
-        for index, example in enumerate(examples)
+        for index, example in zip(read, examples, strict=True)
     ]
     return names, examples
 
@@ -180,9 +181,9 @@ def distill(model: VOI, config: ConfigDict, request: Request) -> Iterator[Result
         request.beams,
         request.length_penalty,
     ):
-        for source, line in zip(batch["source"], lines(written, vocabulary), strict=True):
+        for source, line in zip(batch.arrays["source"], lines(written, vocabulary), strict=True):
             pairs.append((vocabulary.decode(source), line.text))
-    examples = (held_out[index] for index in range(len(held_out)))
+    examples = (example for _, example in readable(held_out, config.data.on_corrupt))
     dev = [(vocabulary.decode(e["source"]), vocabulary.decode(e["target"])) for e in examples]
     for split, corpus in (("train", pairs), ("dev", dev)):
         for side, name in enumerate(("src", "tgt")):

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from vljax.data.pipeline import epoch
-from vljax.data.source import Source, Span
+from vljax.data.source import Source, Span, readable
 from vljax.data.text import Text, Vocabulary, pad_text
 from vljax.marks import END
 from vljax.models.insertion_search import Written, beam_search
@@ -54,16 +54,40 @@ def lines(written: Written, vocabulary: Vocabulary) -> list[Line]:
     return told
 
 
-def batches(
-    config: ConfigDict, source: Source, batch_size: int
-) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-    """Padded batches of one size over a source, each with how many of its rows count."""
-    transform = pad_text(config.data.max_source, config.data.max_target)
-    with epoch(source, batch_size=batch_size, transform=transform) as made:
+class Batch(NamedTuple):
+    """Padded examples of a source, as many as in every batch.
+
+    Attributes:
+        arrays: of each example.
+        places: which examples they are, int64 [b].
+        valid: which of them count, bool [b]; the others fill the batch.
+    """
+
+    arrays: dict[str, np.ndarray]
+    places: np.ndarray
+    valid: np.ndarray
+
+
+def batches(config: ConfigDict, source: Source, batch_size: int) -> Iterator[Batch]:
+    """Padded batches of one size over a source."""
+    made = epoch(
+        source,
+        batch_size=batch_size,
+        transform=pad_text(config.data.max_source, config.data.max_target),
+        on_corrupt=config.data.on_corrupt,
+    )
+    with made:
         for batch in made:
-            valid = int(batch.pop("valid").sum())
-            arrays = {name: batch[name] for name in batch if name not in ("index", "substituted")}
-            yield arrays, valid
+            del batch["substituted"]
+            places, valid = batch.pop("index"), batch.pop("valid")
+            yield Batch(batch, places, valid)
+
+
+def first_example(config: ConfigDict, source: Source) -> dict[str, np.ndarray]:
+    """The first example that can be read, padded."""
+    transform = pad_text(config.data.max_source, config.data.max_target)
+    _, example = next(readable(source, config.data.on_corrupt))
+    return transform(example, np.random.default_rng(0))
 
 
 def write_all(
@@ -74,18 +98,16 @@ def write_all(
     batch_size: int,
     beams: int,
     length_penalty: float = 0.0,
-) -> Iterator[tuple[Written, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[Written, Batch]]:
     """Beam search over the first examples of a source, with the batches, rows that count only."""
     room = config.data.max_target + 2
     span = Span(source, 0, min(count, len(source)))
-    for batch, valid in batches(config, span, batch_size):
+    for batch in batches(config, span, batch_size):
         written = search(
-            model.decoder, batch, room, beams, length_penalty=np.float32(length_penalty)
+            model.decoder, batch.arrays, room, beams, length_penalty=np.float32(length_penalty)
         )
-        yield (
-            jax.tree.map(lambda field, n=valid: np.asarray(field)[:n], written),
-            {name: value[:valid] for name, value in batch.items()},
-        )
+        rows = batch.valid
+        yield jax.tree.map(lambda field, rows=rows: np.asarray(field)[rows], (written, batch))
 
 
 def order_picture(told: Sequence[Line], scale: int = 2) -> UInt8[np.ndarray, "h w 3"]:

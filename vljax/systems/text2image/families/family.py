@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vljax.data.benchmarks import Benchmark, open_benchmark
 from vljax.data.pictures.images import image_grid, image_transform, resize_and_crop
-from vljax.data.source import Source, Transform
+from vljax.data.source import Source, Transform, readable
 from vljax.data.text.tokenizers import Tokenizer, captioned, with_dropped_text
 from vljax.errors import UserError
 from vljax.pretrained.concepts import Concept
@@ -115,10 +115,10 @@ def open_captions(config: ConfigDict, *, held_out: bool = False) -> Source:
 def first_pictures(
     config: ConfigDict, count: int, *, held_out: bool = False
 ) -> UInt8[np.ndarray, "n s s 3"]:
-    """The first pictures at the config's size, as many as there are up to `count`."""
+    """The first pictures at the config's size, as many as can be read up to `count`."""
     source, side = open_captions(config, held_out=held_out), config.data.image_size
-    count = min(count, len(source))
-    return np.stack([resize_and_crop(source[i]["image"], side) for i in range(count)])
+    read = readable(source, config.data.on_corrupt, count)
+    return np.stack([resize_and_crop(example["image"], side) for _, example in read])
 
 
 def read_texts(config: ConfigDict, texts: Sequence[str]) -> Int[np.ndarray, "b n"]:

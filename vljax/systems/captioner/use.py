@@ -99,13 +99,13 @@ def _examples(config: ConfigDict, request: Request) -> list[dict[str, Any]]:
         source = open_examples(config, ("captions",), held_out=True)
         read = readable(source, config.data.on_corrupt, request.num_examples)
         return [example for _, example in read]
-    if "num_examples" in changed(request):
-        raise UserError("--num_examples: with --image that picture is described; leave one out")
     if config.model.trunk.kind == "none":
         raise UserError(
             "--image: this model reads features that were made once; leave it out to describe "
             "held-out examples"
         )
+    if "num_examples" in changed(request):
+        raise UserError("--num_examples: with --image that picture is described; leave one out")
     return [{"image": read_image(request.image)}]
 
 

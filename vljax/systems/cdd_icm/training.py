@@ -202,7 +202,11 @@ def icm_loss(model: CDDICM, batch: dict, key: Key[Array, ""]) -> tuple[Array, di
 
 
 def cdd_loss(config: ConfigDict) -> Callable:
-    """Denoising under the condition, and δ times ICM (equations 10, 11 and 13)."""
+    """Denoising under the condition, and δ times ICM (equations 10, 11 and 13).
+
+    A matcher follows the encoders that denoising trains and moves nothing else: in small batches
+    ICM needs colours alone, and would have the shared composer forget the rest.
+    """
     process = make_process(config)
     per_example = _per_example(config)
     delta = config.icm_weight if config.with_icm else 0.0

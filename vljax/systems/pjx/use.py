@@ -85,13 +85,13 @@ def _examples(config: ConfigDict, words: Words, request: Request) -> list[dict[s
         source = open_examples(config, held_out=True)
         read = readable(source, config.data.on_corrupt, request.num_examples)
         return [example for _, example in read]
-    if "num_examples" in changed(request):
-        raise UserError("--num_examples: with --image that picture is explained; leave one out")
     if config.model.trunk.kind == "none":
         raise UserError(
             "--image: this model reads features that were made once; leave it out to explain "
             "held-out examples"
         )
+    if "num_examples" in changed(request):
+        raise UserError("--num_examples: with --image that picture is explained; leave one out")
     if asks and not request.question:
         raise UserError('--question is missing: ask something, such as "is this a zoo?"')
     if not asks and request.question:

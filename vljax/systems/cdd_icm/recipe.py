@@ -109,9 +109,10 @@ def get_config() -> ConfigDict:
     # λ, the share of examples whose condition is dropped, and what is: 'condition' alone as
     # published, or the text's 'tokens' too.
     config.dropped = {"share": 0.2, "what": ("condition", "tokens")}
-    # Classifier-free guidance φ (equation 15; 1 is none) and ICM guidance ψ (equation 14; 0 is
-    # none), whose gradient is at most so long a share of the noise's own score.
-    config.guidance = {"classifier_free": 3.0, "icm": 2.0, "max_ratio": 0.15}
+    # Classifier-free guidance φ (equation 15; 1 is none; 3 as published, which of a model of some
+    # minutes makes worse pictures) and ICM guidance ψ (equation 14; 0 is none), whose gradient is at
+    # most so long a share of the noise's own score.
+    config.guidance = {"classifier_free": 1.5, "icm": 2.0, "max_ratio": 0.15}
     config.stages = {
         "clip": _get_stage(500, 3e-3, batch_size=64, weight_decay=0.1),
         "icm": _get_stage(150, 3e-3, batch_size=64, weight_decay=0.01),
@@ -198,7 +199,7 @@ def get_published_config(data_name: str, data_dir: str) -> ConfigDict:
     config.diffusion.prediction = "epsilon"
     config.backbone_rate = 0.001
     config.dropped.what = ("condition",)
-    config.guidance.max_ratio = 1.0
+    config.guidance.update({"classifier_free": 3.0, "max_ratio": 1.0})
     # Validated every ten passes; the rate is halved, and after five halvings a stage ends.
     ten_passes = 10 * _TURNS[data_name] // 256
     for name in ("icm", "cdd", "noisy_icm"):

@@ -69,7 +69,7 @@ class Composer(nnx.Module):
         self.image = Linear(_vision_features(fields), features, rngs=rngs)
         self.text = Linear(fields.text_width, features, rngs=rngs)
         self.compose = make_composition(config.model.composition, features, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.full((), config.get("icm_logit_scale", 1.0)))
+        self.logit_scale = nnx.Param(jnp.full((), config.icm_logit_scale))
 
 
 class Denoiser(nnx.Module):
@@ -155,7 +155,7 @@ class NoisyEncoder(nnx.Module):
         )
         self.visual = None if config.model.noisy.timed else tower
         self.image = Linear(_vision_features(fields), features, rngs=rngs)
-        self.logit_scale = nnx.Param(jnp.full((), config.get("icm_logit_scale", 1.0)))
+        self.logit_scale = nnx.Param(jnp.full((), config.icm_logit_scale))
 
     @property
     def tower(self) -> ImageTower:
@@ -192,8 +192,8 @@ def make_model(config: ConfigDict) -> CDDICM:
 
 
 def has_matcher(config: ConfigDict) -> bool:
-    """Whether ICM of stage 2 has a composer of its own; runs of before have no such field."""
-    return bool(config.with_icm and config.icm_weight and config.model.get("own_matcher", False))
+    """Whether ICM of stage 2 has a composer of its own."""
+    return bool(config.with_icm and config.icm_weight and config.model.own_matcher)
 
 
 def has_noisy(config: ConfigDict) -> bool:
@@ -202,8 +202,8 @@ def has_noisy(config: ConfigDict) -> bool:
 
 
 def has_localizer(config: ConfigDict) -> bool:
-    """Whether the run trains a detector of its own; examples of before have no such field."""
-    return config.get("localizer", {}).get("width", 0) > 0
+    """Whether the run trains a detector of its own."""
+    return config.localizer.width > 0
 
 
 def _vision_features(fields: ConfigDict) -> int:

@@ -9,9 +9,9 @@ The first trains a small model on the embedded scenes, some 15 minutes of one co
 reference 0; without ICM 63 and 30). There ICM of stage 2 has a composer of its own, for among the 8
 turns of a batch it needs colours alone and would make the rest forgotten
 (`--config.model.own_matcher=False --config.icm_logit_scale=1.0`, as published for batches of 256:
-29 and 14 with φ = 3, where its own makes 52 and 26). The second runs the published setting on a folder with
-`clevr_{train,val,test}.h5` (GeNeVA_datasets). Expected by the paper: F1 99.96, RSIM 85.66; it has
-not been run here. Rows of table 2 are flags: `--config.with_icm=False`,
+29 and 14 with φ = 3, where its own makes 52 and 26). The second runs the published setting on a
+folder with `clevr_{train,val,test}.h5` (GeNeVA_datasets). Expected by the paper: F1 99.96, RSIM
+85.66; it has not been run here. Rows of table 2 are flags: `--config.with_icm=False`,
 `--config.with_icm_guidance=False`, `--config.dropped.share=0` with
 `--config.guidance.classifier_free=1`, `--config.backbone_rate=0` or `=1`.
 

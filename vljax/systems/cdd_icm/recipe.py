@@ -109,9 +109,9 @@ def get_config() -> ConfigDict:
     # λ, the share of examples whose condition is dropped, and what is: 'condition' alone as
     # published, or the text's 'tokens' too.
     config.dropped = {"share": 0.2, "what": ("condition", "tokens")}
-    # Classifier-free guidance φ (equation 15; 1 is none; 3 as published, which of a model of some
-    # minutes makes worse pictures) and ICM guidance ψ (equation 14; 0 is none), whose gradient is at
-    # most so long a share of the noise's own score.
+    # Classifier-free guidance φ (equation 15; 1 is none; 3 as published, with which a model of some
+    # minutes draws worse) and ICM guidance ψ (equation 14; 0 is none), whose gradient is at most so
+    # long a share of the noise's own score.
     config.guidance = {"classifier_free": 1.5, "icm": 2.0, "max_ratio": 0.15}
     config.stages = {
         "clip": _get_stage(500, 3e-3, batch_size=64, weight_decay=0.1),

@@ -106,7 +106,10 @@ def _train(plan: _Plan, config: ConfigDict, folder: Path, preemption: Preemption
             workdir.close()
             return False
         result = loop.train(
-            *(stage, program, skeleton, parameters),
+            stage,
+            program,
+            skeleton,
+            parameters,
             mesh=mesh,
             config=config,
             workdir=workdir,

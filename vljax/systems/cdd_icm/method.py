@@ -90,7 +90,7 @@ def icm_guidance(
     Args:
         model: With a noisy encoder.
         process: With the schedule of training.
-        vector: c.
+        vector: c as ICM composes it (`matching`).
         psi: ψ.
         max_ratio: Longest gradient, as a ratio to the score that noise of x_t has, and that x_0
             would need to move by one. τ can learn to be so small that ψ / τ is hundreds; and at the
@@ -128,7 +128,7 @@ class Drawn(NamedTuple):
 
     Attributes:
         pictures: Of each example the candidate that fits best.
-        scores: Of every candidate, the cosine between c and its embedding.
+        scores: Of every candidate, the cosine between c and its embedding, both by `matching`.
     """
 
     pictures: UInt8[Array | np.ndarray, "b h w 3"]
